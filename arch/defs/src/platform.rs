@@ -1,0 +1,73 @@
+//! What `hv` needs from the machine. `arch` and `boot` implement it with hardware, once per vendor; tests with a scripted fake.
+
+extern crate alloc;
+use crate::{CpuidResult, GuestMemory, Hpa, RamRange, Vcpu};
+use alloc::sync::Arc;
+
+/// One virtualisation feature, for the start-up report.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VirtFeature {
+    /// The field's standard name: "EPT", "NRIP-save" ...
+    pub name: &'static str,
+    pub present: bool,
+    pub used: bool,
+}
+
+/// Why a guest's memory or vCPU could not be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CreateError {
+    /// Host memory is short: bytes wanted and bytes free.
+    OutOfMemory { wanted: u64, free: u64 },
+    /// The host has no more VPIDs/ASIDs, or another resource named here.
+    OutOf(&'static str),
+}
+
+/// Per-vCPU choices that the vendor layer needs to know when it sets the vCPU up.
+#[derive(Clone, Copy, Debug)]
+pub struct VcpuConfig {
+    /// Index within the guest, 0 = boot processor.
+    pub id: u32,
+    /// CR4 bits that the guest's CPUID lets it set; a write of another bit must exit so that `hv` can raise #GP.
+    pub cr4_allowed: u64,
+    /// Exit on RDTSC (tsc_mode = "always_emulate").
+    pub intercept_rdtsc: bool,
+    /// 4-KiB page of the virtual LAPIC's registers, if the vendor layer may use it.
+    pub apic_page: Option<Hpa>,
+}
+
+/// The machine below the hypervisor.
+pub trait Platform: Sync + 'static {
+    type Vcpu: Vcpu;
+    type Memory: GuestMemory + 'static;
+
+    /// "AMD-V" or "VT-x".
+    fn vendor(&self) -> &'static str;
+    /// Raw CPUID of the host CPU.
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult;
+    /// Allocates scrubbed RAM for the ranges and maps it in a new stage-2 table in the largest pages that fit.
+    fn create_memory(&self, ranges: &[RamRange]) -> Result<Self::Memory, CreateError>;
+    fn create_vcpu(&self, memory: &Arc<Self::Memory>, config: &VcpuConfig) -> Result<Self::Vcpu, CreateError>;
+    /// Host memory: bytes free for guests, and bytes managed in all.
+    fn memory(&self) -> (u64, u64);
+
+    /// The host's time-stamp counter.
+    fn tsc(&self) -> u64;
+    /// Its calibrated frequency in Hz.
+    fn tsc_hz(&self) -> u64;
+    /// Seconds since 1970-01-01 00:00 UTC at TSC value `at_tsc()` = start of the time base.
+    fn wall_clock_at_start(&self) -> u64;
+    /// Arms this CPU's timer for an absolute TSC value (an interrupt comes at or soon after it), or disarms it. A deadline in the past fires at once.
+    fn set_timer(&self, deadline: Option<u64>);
+    /// Halts this CPU until the next interrupt has been served. Atomic: an interrupt that is pending already ends it at once.
+    fn wait_for_interrupt(&self);
+
+    /// Puts bytes to the host console without blocking; returns how many were taken.
+    fn console_write(&self, bytes: &[u8]) -> usize;
+    /// Takes one byte typed on the host console, if there is one.
+    fn console_read(&self) -> Option<u8>;
+
+    /// Switches the machine off (ACPI S5); falls back to halting.
+    fn power_off(&self) -> !;
+    /// Restarts the machine (ACPI reset register, 0xCF9, keyboard controller, triple fault).
+    fn reset(&self) -> !;
+}

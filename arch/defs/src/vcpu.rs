@@ -1,0 +1,129 @@
+//! The contract that both vendors fulfil: a vCPU that runs until it has a question.
+
+use crate::{DescriptorTable, Efer, Exception, Exit, Gprs, Resume, Segment, SegmentRegister, paging::PagingContext};
+
+/// The architectural state of a vCPU as plain data: set at INIT and at start, read for dumps, later saved and migrated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct VcpuState {
+    pub gprs: Gprs,
+    pub rip: u64,
+    pub rflags: u64,
+    pub cs: Segment,
+    pub ds: Segment,
+    pub es: Segment,
+    pub fs: Segment,
+    pub gs: Segment,
+    pub ss: Segment,
+    pub ldtr: Segment,
+    pub tr: Segment,
+    pub gdtr: DescriptorTable,
+    pub idtr: DescriptorTable,
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+    pub dr6: u64,
+    pub dr7: u64,
+}
+
+impl VcpuState {
+    /// The state after RESET or INIT (SDM vol. 3A, table 11-1): real mode at f000:fff0. `signature` is CPUID.1:EAX, which lands in EDX.
+    #[must_use]
+    pub fn reset(signature: u32) -> Self {
+        let data = Segment::real_mode(0, 3);
+        let mut gprs = Gprs::default();
+        gprs[crate::Gpr::Rdx] = u64::from(signature);
+        Self {
+            gprs,
+            rip: 0xfff0,
+            rflags: 2,
+            cs: Segment { selector: 0xf000, base: 0xffff_0000, ..Segment::real_mode(0xf000, 0xb) },
+            ds: data,
+            es: data,
+            fs: data,
+            gs: data,
+            ss: data,
+            ldtr: Segment { attributes: crate::SegmentAttributes(0x82), limit: 0xffff, ..Segment::default() },
+            tr: Segment { attributes: crate::SegmentAttributes(0x8b), limit: 0xffff, ..Segment::default() },
+            gdtr: DescriptorTable { base: 0, limit: 0xffff },
+            idtr: DescriptorTable { base: 0, limit: 0xffff },
+            cr0: 0x6000_0010,
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            efer: Efer::empty().bits(),
+            dr6: 0xffff_0ff0,
+            dr7: 0x400,
+        }
+    }
+}
+
+/// The vendor layer does not hold this MSR.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UnknownMsr(pub u32);
+
+/// A virtual CPU on one vendor's hardware.
+///
+/// Life of an entry: `load` (once, when this pCPU takes the vCPU), then any number of `run`, then `unload`. All other methods may be
+/// called at any time while the caller owns the vCPU; between `load` and `unload` only on the pCPU that loaded it.
+pub trait Vcpu: Send {
+    /// Makes this pCPU hold the vCPU's lazily switched state (x87/SSE/AVX, XCR0, DR0-3, SYSCALL MSRs ...; VMX: current VMCS).
+    fn load(&mut self);
+    /// Takes that state out of this pCPU again.
+    fn unload(&mut self);
+
+    /// Completes the previous exit with `resume`, enters the guest, and returns its next question.
+    /// Called with host interrupts disabled; returns so, having served any host interrupt that ended the entry.
+    fn run(&mut self, resume: Resume) -> Exit;
+
+    fn gprs(&self) -> &Gprs;
+    fn gprs_mut(&mut self) -> &mut Gprs;
+    fn rip(&self) -> u64;
+    fn rflags(&self) -> u64;
+    fn cr0(&self) -> u64;
+    fn cr3(&self) -> u64;
+    fn cr4(&self) -> u64;
+    /// As the guest sees it: without the bits that the vendor layer sets for itself.
+    fn efer(&self) -> u64;
+    fn segment(&self, register: SegmentRegister) -> Segment;
+    /// Current privilege level, 0..=3.
+    fn cpl(&self) -> u8;
+    /// What the guest's own paging depends on.
+    fn paging(&self) -> PagingContext;
+    /// Bytes of the exiting instruction, as far as the CPU supplied them (SVM decode assists); empty if it did not.
+    fn instruction_bytes(&self) -> &[u8];
+
+    fn state(&self) -> VcpuState;
+    fn set_state(&mut self, state: &VcpuState);
+
+    /// An MSR whose value the vendor layer or the CPU holds: EFER, PAT, FS/GS/KERNEL_GS base, STAR, LSTAR, CSTAR, FMASK,
+    /// SYSENTER_CS/ESP/EIP, TSC_AUX, DEBUGCTL. Others: `Err`.
+    fn read_msr(&self, index: u32) -> Result<u64, UnknownMsr>;
+    /// Writes such an MSR with a value that `hv` has checked.
+    fn write_msr(&mut self, index: u32, value: u64) -> Result<(), UnknownMsr>;
+    /// XCR0 for the guest; the caller has checked it against the host's supported bits.
+    fn set_xcr0(&mut self, value: u64);
+    fn xcr0(&self) -> u64;
+    /// Guest TSC = host TSC + offset (mod 2^64).
+    fn set_tsc_offset(&mut self, offset: u64);
+
+    /// True if an external interrupt can be delivered at the next entry: IF set, no STI/MOV-SS shadow, no event already queued.
+    fn can_take_interrupt(&self) -> bool;
+    /// Queues external interrupt `vector` for the next entry. Call only if `can_take_interrupt`.
+    fn inject_interrupt(&mut self, vector: u8);
+    /// Asks (or stops asking) for [`Exit::InterruptWindow`] as soon as the guest can take an interrupt.
+    fn request_interrupt_window(&mut self, wanted: bool);
+    /// True if an NMI can be delivered at the next entry: not blocked by an earlier NMI, no shadow, no event queued.
+    fn can_take_nmi(&self) -> bool;
+    fn inject_nmi(&mut self);
+    fn request_nmi_window(&mut self, wanted: bool);
+    /// Queues an exception that is not the answer to an exit (a trap such as #DB after an emulated instruction).
+    fn inject_exception(&mut self, exception: Exception);
+
+    /// Drops cached guest-linear and guest-physical translations of this vCPU before its next entry.
+    fn flush_tlb(&mut self);
+
+    /// Vendor-specific details of the last exit, for a crash dump.
+    fn dump(&self, out: &mut dyn core::fmt::Write) -> core::fmt::Result;
+}
