@@ -1,1 +1,34 @@
+//! The hypervisor proper: guests, their boards and vCPUs, configuration, loaders, scheduling, console, lifecycle.
+//!
+//! Generic over [`x86defs::Platform`], so that the same code runs on AMD-V, on VT-x, and in tests on a scripted fake. Nothing here
+//! knows a vendor's exit code, an instruction length or a hardware register.
+//!
+//! # Lock order
+//! Take them in this order, and never an earlier one while holding a later one:
+//! 1. `Vm::life` (lifecycle), 2. a device's own lock (`Board`), 3. the 8259 pair, 4. the IOAPIC, 5. the guest console ring, 6. the log.
+//! Local APICs are posted to without a lock. No lock is held while a guest runs.
 #![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod acpi;
+pub mod board;
+pub mod clock;
+pub mod config;
+pub mod console;
+pub mod e820;
+pub mod layout;
+pub mod loader;
+pub mod log;
+pub mod options;
+mod run;
+mod sched;
+#[cfg(test)]
+mod testing;
+pub mod vcpu;
+pub mod vm;
+
+pub use run::{BootInfo, Module, run};

@@ -61,7 +61,7 @@ pub trait Platform: Sync + 'static {
     /// Halts this CPU until the next interrupt has been served. Atomic: an interrupt that is pending already ends it at once.
     fn wait_for_interrupt(&self);
 
-    /// Puts bytes to the host console without blocking; returns how many were taken.
+    /// Puts bytes to the host console without blocking: all of them, or none if they do not fit now. Returns how many were taken.
     fn console_write(&self, bytes: &[u8]) -> usize;
     /// Takes one byte typed on the host console, if there is one.
     fn console_read(&self) -> Option<u8>;

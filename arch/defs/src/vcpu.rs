@@ -77,6 +77,10 @@ pub trait Vcpu: Send {
     /// Called with host interrupts disabled; returns so, having served any host interrupt that ended the entry.
     fn run(&mut self, resume: Resume) -> Exit;
 
+    /// Completes the previous exit with `resume` without entering; the next [`Vcpu::run`] gets [`Resume::Retry`]. For looking at the
+    /// state after the instruction (may an interrupt be taken now?) or putting the vCPU to sleep.
+    fn complete(&mut self, resume: Resume);
+
     fn gprs(&self) -> &Gprs;
     fn gprs_mut(&mut self) -> &mut Gprs;
     fn rip(&self) -> u64;
@@ -87,6 +91,14 @@ pub trait Vcpu: Send {
     /// As the guest sees it: without the bits that the vendor layer sets for itself.
     fn efer(&self) -> u64;
     fn segment(&self, register: SegmentRegister) -> Segment;
+    /// Loads a segment register with its hidden part, as the instruction emulator does; the caller has made all checks.
+    fn set_segment(&mut self, register: SegmentRegister, segment: Segment);
+    /// The low 256 bits of vector register `index` (0..=15), low half first; the high half is zero without AVX. Only while loaded.
+    fn vector(&mut self, index: u8) -> [u128; 2];
+    /// Writes the low 128 bits of vector register `index` and leaves the rest (legacy SSE). Only while loaded.
+    fn set_xmm(&mut self, index: u8, value: u128);
+    /// Writes 256 bits of vector register `index` and clears the rest (VEX). Only while loaded, and only if the guest has AVX on.
+    fn set_ymm(&mut self, index: u8, value: [u128; 2]);
     /// Current privilege level, 0..=3.
     fn cpl(&self) -> u8;
     /// What the guest's own paging depends on.

@@ -1,1 +1,18 @@
+//! Starts Bulkhead in an emulator, follows its console, and judges what happened.
+//!
+//! [`image`] packs the hypervisor, guests and their configurations into a bootable ISO; [`machine`] starts QEMU or Bochs with it;
+//! [`session`] follows the console (parsed by [`lines`]) until the run is over; [`list`] says which tests there are and [`suite`] runs them.
+#![forbid(unsafe_op_in_unsafe_fn)]
 
+pub mod config;
+pub mod cpio;
+pub mod feed;
+pub mod image;
+pub mod lines;
+pub mod linux;
+pub mod list;
+pub mod machine;
+pub mod session;
+pub mod size;
+pub mod suite;
+mod sys;

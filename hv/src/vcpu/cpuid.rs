@@ -1,0 +1,544 @@
+//! CPUID policy: what CPU a guest sees. Built once per vCPU from the host's leaves, by allow-lists: a feature that nobody has thought
+//! about is hidden. (Intel SDM vol. 2A "CPUID", 253666-081; AMD APM vol. 3 appendix E, 24594 rev 3.35.)
+
+use super::Xcr0Policy;
+use x86defs::{CpuidResult, Cr4, Platform};
+
+/// Highest basic leaf that any guest sees: 15H gives the TSC's and the LAPIC timer's frequency.
+const MAX_BASIC: u32 = 0x16;
+const MAX_EXTENDED: u32 = 0x8000_001f;
+/// Highest hypervisor leaf: 4000_0010H gives TSC and APIC bus frequencies in kHz.
+const MAX_HYPERVISOR: u32 = 0x4000_0010;
+/// Where Bulkhead's own leaves start, in the place that guests probe after the KVM-compatible ones.
+pub const BULKHEAD_BASE: u32 = 0x4000_0100;
+const BASIC_COUNT: usize = MAX_BASIC as usize + 1;
+const EXTENDED_COUNT: usize = (MAX_EXTENDED & 0xff) as usize + 1;
+/// The guest's LAPIC timer input clock in Hz, which is also the "core crystal clock" of leaf 15H.
+pub const APIC_BUS_HZ: u64 = 1_000_000_000;
+
+/// Leaf 1 ECX: allowed if the host has it. Absent on purpose: MONITOR, DS-CPL, VMX, SMX, EIST, TM2, DEBUG, xTPR, PDCM, DCA.
+const L1_ECX_ALLOW: u32 = 1 << 0 // SSE3
+    | 1 << 1 // PCLMULQDQ
+    | 1 << 9 // SSSE3
+    | 1 << 12 // FMA
+    | 1 << 13 // CMPXCHG16B
+    | 1 << 17 // PCID
+    | 1 << 19 // SSE4.1
+    | 1 << 20 // SSE4.2
+    | 1 << 22 // MOVBE
+    | 1 << 23 // POPCNT
+    | 1 << 25 // AES
+    | 1 << 26 // XSAVE
+    | 1 << 28 // AVX
+    | 1 << 29 // F16C
+    | 1 << 30; // RDRAND
+const L1_ECX_X2APIC: u32 = 1 << 21;
+const L1_ECX_TSC_DEADLINE: u32 = 1 << 24;
+const L1_ECX_OSXSAVE: u32 = 1 << 27;
+const L1_ECX_HYPERVISOR: u32 = 1 << 31;
+const L1_ECX_XSAVE: u32 = 1 << 26;
+const L1_ECX_PCID: u32 = 1 << 17;
+/// Leaf 1 EDX: everything but PSN (18), DS (21), ACPI (22), SS (27), HTT (28, set by topology), TM (29), IA64 (30), PBE (31).
+const L1_EDX_ALLOW: u32 = !(1 << 10 | 1 << 18 | 1 << 20 | 1 << 21 | 1 << 22 | 1 << 27 | 1 << 28 | 1 << 29 | 1 << 30 | 1 << 31);
+const L1_EDX_HTT: u32 = 1 << 28;
+
+/// Leaf 7.0 EBX. Absent: SGX, HLE/RTM (transactions abort on any exit), RDT, MPX, PT, PCOMMIT.
+const L7_EBX_ALLOW: u32 = 1 << 0 // FSGSBASE
+    | 1 << 3 // BMI1
+    | 1 << 5 // AVX2
+    | 1 << 6 // FDP_EXCPTN_ONLY
+    | 1 << 7 // SMEP
+    | 1 << 8 // BMI2
+    | 1 << 9 // ERMS
+    | 1 << 10 // INVPCID
+    | 1 << 13 // deprecates FPU CS/DS
+    | 1 << 18 // RDSEED
+    | 1 << 19 // ADX
+    | 1 << 20 // SMAP
+    | 1 << 23 // CLFLUSHOPT
+    | 1 << 24 // CLWB
+    | 1 << 29; // SHA
+const L7_EBX_TSC_ADJUST: u32 = 1 << 1;
+const L7_EBX_AVX512: u32 = 1 << 16 | 1 << 17 | 1 << 21 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 30 | 1 << 31;
+const L7_EBX_AVX2: u32 = 1 << 5;
+const L7_ECX_ALLOW: u32 = 1 << 0 // PREFETCHWT1
+    | 1 << 2 // UMIP
+    | 1 << 3 // PKU
+    | 1 << 8 // GFNI
+    | 1 << 9 // VAES
+    | 1 << 10 // VPCLMULQDQ
+    | 1 << 16 // LA57
+    | 1 << 22; // RDPID
+const L7_ECX_AVX512: u32 = 1 << 1 | 1 << 6 | 1 << 11 | 1 << 12 | 1 << 14;
+const L7_ECX_AVX: u32 = 1 << 9 | 1 << 10;
+const L7_ECX_PKU: u32 = 1 << 3;
+const L7_ECX_OSPKE: u32 = 1 << 4;
+const L7_EDX_ALLOW: u32 = 1 << 4 // fast short REP MOV
+    | 1 << 10 // MD_CLEAR (VERW)
+    | 1 << 14; // SERIALIZE
+const L7_EDX_AVX512: u32 = 1 << 2 | 1 << 3 | 1 << 8 | 1 << 23;
+
+/// Leaf 8000_0001H ECX. Absent: SVM, EXTAPIC, OSVW, IBS, SKINIT, WDT, LWP, PERFCTR, DBEXT, PTSC, MONITORX.
+const X1_ECX_ALLOW: u32 = 1 << 0 // LAHF/SAHF
+    | 1 << 1 // CMP_LEGACY, fixed up by topology
+    | 1 << 4 // MOV CR8 by LOCK MOV CR0
+    | 1 << 5 // LZCNT
+    | 1 << 6 // SSE4A
+    | 1 << 7 // misaligned SSE
+    | 1 << 8 // PREFETCHW
+    | 1 << 11 // XOP
+    | 1 << 16 // FMA4
+    | 1 << 21 // TBM
+    | 1 << 22; // topology extensions
+const X1_ECX_CMP_LEGACY: u32 = 1 << 1;
+const X1_ECX_AVX: u32 = 1 << 11 | 1 << 16;
+const X1_EDX_ALLOW: u32 = 0x0183_f3ff // the bits that mirror leaf 1
+    | 1 << 11 // SYSCALL
+    | 1 << 20 // NX
+    | 1 << 22 // MMX extensions
+    | 1 << 25 // FXSAVE optimisation
+    | 1 << 26 // 1-GiB pages
+    | 1 << 27 // RDTSCP
+    | 1 << 29; // long mode
+/// Leaf 8000_0008H EBX: CLZERO, XSAVE error pointers, WBNOINVD.
+const X8_EBX_ALLOW: u32 = 1 << 0 | 1 << 2 | 1 << 9;
+
+/// "KVMKVMKVM": stock kernels know this interface, and with it use x2APIC without interrupt remapping.
+const SIGNATURE_KVM: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x0000_004d];
+/// KVM_FEATURE_NOP_IO_DELAY: port 0x80 delays are not needed.
+const KVM_FEATURES: u32 = 1 << 1;
+
+/// The leaves one vCPU sees.
+#[derive(Clone, Debug)]
+pub struct CpuidPolicy {
+    basic: [CpuidResult; BASIC_COUNT],
+    extended: [CpuidResult; EXTENDED_COUNT],
+    /// Cache leaves (4 and 8000_001DH), subleaves 0..=4.
+    caches: [CpuidResult; 5],
+    amd_caches: [CpuidResult; 5],
+    /// Leaf 7 subleaf 1.
+    seven_one: CpuidResult,
+    /// Leaf 0DH, subleaves 0..32.
+    xsave: [CpuidResult; 32],
+    apic_id: u32,
+    vcpus: u32,
+    tsc_khz: u32,
+    max_basic: u32,
+    max_extended: u32,
+    /// CR4 bits that this CPU lets the guest set.
+    cr4_allowed: u64,
+    phys_bits: u32,
+    amd: bool,
+}
+
+/// What a leaf's dynamic parts depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuidContext {
+    pub cr4: u64,
+    pub xcr0: u64,
+}
+
+impl CpuidPolicy {
+    /// The policy for the vCPU with this APIC id in a guest of `vcpus` vCPUs.
+    pub fn new<P: Platform>(platform: &P, apic_id: u32, vcpus: u32, xcr0: &Xcr0Policy) -> Self {
+        let host = |leaf, subleaf| platform.cpuid(leaf, subleaf);
+        let zero = host(0, 0);
+        let amd = [zero.ebx, zero.edx, zero.ecx] != [0x756e_6547, 0x4965_6e69, 0x6c65_746e];
+        let host_basic = zero.eax;
+        let host_extended = host(0x8000_0000, 0).eax;
+        let basic = |leaf| if leaf <= host_basic { host(leaf, 0) } else { CpuidResult::default() };
+        let extended = |leaf| {
+            if (0x8000_0000..=host_extended).contains(&leaf) { host(leaf, 0) } else { CpuidResult::default() }
+        };
+        let avx = xcr0.allowed & 4 != 0;
+        let avx512 = xcr0.allowed & 0xe0 == 0xe0;
+        let tsc_khz = u32::try_from(platform.tsc_hz() / 1000).unwrap_or(u32::MAX);
+        let max_basic = MAX_BASIC;
+        let max_extended = host_extended.clamp(0x8000_0008, MAX_EXTENDED);
+
+        let mut policy = Self {
+            basic: [CpuidResult::default(); BASIC_COUNT],
+            extended: [CpuidResult::default(); EXTENDED_COUNT],
+            caches: [CpuidResult::default(); 5],
+            amd_caches: [CpuidResult::default(); 5],
+            seven_one: CpuidResult::default(),
+            xsave: [CpuidResult::default(); 32],
+            apic_id,
+            vcpus,
+            tsc_khz,
+            max_basic,
+            max_extended,
+            cr4_allowed: 0,
+            phys_bits: 36,
+            amd,
+        };
+
+        let topology_bits = vcpus.max(1).next_power_of_two().trailing_zeros();
+        policy.basic[0] = CpuidResult { eax: max_basic, ..zero };
+        let one = basic(1);
+        let mut ecx1 = one.ecx & L1_ECX_ALLOW | L1_ECX_X2APIC | L1_ECX_TSC_DEADLINE | L1_ECX_HYPERVISOR;
+        if !avx {
+            ecx1 &= !(1 << 28 | 1 << 12 | 1 << 29);
+        }
+        if xcr0.allowed == 0 {
+            ecx1 &= !L1_ECX_XSAVE;
+        }
+        policy.basic[1] = CpuidResult {
+            eax: one.eax,
+            ebx: one.ebx & 0xffff | vcpus.min(255) << 16 | (apic_id & 0xff) << 24,
+            ecx: ecx1,
+            edx: one.edx & L1_EDX_ALLOW | if vcpus > 1 { L1_EDX_HTT } else { 0 },
+        };
+        policy.basic[2] = if amd { CpuidResult::default() } else { basic(2) };
+        for (subleaf, slot) in policy.caches.iter_mut().enumerate() {
+            if host_basic >= 4 && !amd {
+                *slot = cache_leaf(host(4, subleaf as u32), vcpus);
+            }
+        }
+        // ARAT: the LAPIC timer never stops.
+        policy.basic[6] = CpuidResult { eax: 1 << 2, ..CpuidResult::default() };
+        let seven = basic(7);
+        let mut seven_ebx = seven.ebx & (L7_EBX_ALLOW | if avx512 { L7_EBX_AVX512 } else { 0 }) | L7_EBX_TSC_ADJUST;
+        let mut seven_ecx = seven.ecx & (L7_ECX_ALLOW | if avx512 { L7_ECX_AVX512 } else { 0 });
+        if !avx {
+            seven_ebx &= !L7_EBX_AVX2;
+            seven_ecx &= !L7_ECX_AVX;
+        }
+        if xcr0.allowed & 1 << 9 == 0 {
+            seven_ecx &= !L7_ECX_PKU;
+        }
+        policy.basic[7] = CpuidResult {
+            eax: seven.eax.min(1),
+            ebx: seven_ebx,
+            ecx: seven_ecx,
+            edx: seven.edx & (L7_EDX_ALLOW | if avx512 { L7_EDX_AVX512 } else { 0 }),
+        };
+        if seven.eax >= 1 {
+            // AVX-VNNI, AVX512-BF16, fast zero-length MOVSB, fast short STOSB, fast short CMPSB.
+            let allow = 1 << 10 | 1 << 11 | 1 << 12 | if avx { 1 << 4 } else { 0 } | if avx512 { 1 << 5 } else { 0 };
+            policy.seven_one = CpuidResult { eax: host(7, 1).eax & allow, ..CpuidResult::default() };
+        }
+        policy.fill_xsave(&host, host_basic, xcr0);
+        // 15H: TSC = crystal x EBX / EAX; the crystal is the LAPIC timer's input clock.
+        policy.basic[0x15] =
+            CpuidResult { eax: (APIC_BUS_HZ / 1000) as u32, ebx: tsc_khz, ecx: APIC_BUS_HZ as u32, edx: 0 };
+        policy.basic[0x16] =
+            CpuidResult { eax: tsc_khz / 1000, ebx: tsc_khz / 1000, ecx: (APIC_BUS_HZ / 1_000_000) as u32, edx: 0 };
+
+        policy.extended[0] = CpuidResult { eax: max_extended, ..extended(0x8000_0000) };
+        let x1 = extended(0x8000_0001);
+        let mut x1_ecx = x1.ecx & X1_ECX_ALLOW & !X1_ECX_CMP_LEGACY;
+        if amd && vcpus > 1 {
+            x1_ecx |= X1_ECX_CMP_LEGACY;
+        }
+        if !avx {
+            x1_ecx &= !X1_ECX_AVX;
+        }
+        policy.extended[1] = CpuidResult { eax: x1.eax, ebx: x1.ebx, ecx: x1_ecx, edx: x1.edx & X1_EDX_ALLOW };
+        for n in 2..=6 {
+            policy.extended[n] = extended(0x8000_0000 + n as u32);
+        }
+        // Invariant TSC: the guest's TSC is the one time base, which does not stop or change its rate.
+        policy.extended[7] = CpuidResult { edx: 1 << 8, ..CpuidResult::default() };
+        let x8 = extended(0x8000_0008);
+        policy.phys_bits = if x8.eax & 0xff != 0 { x8.eax & 0xff } else { 36 };
+        policy.extended[8] = CpuidResult {
+            eax: if x8.eax != 0 { x8.eax & 0xffff } else { 0x3024 },
+            ebx: x8.ebx & X8_EBX_ALLOW,
+            ecx: if amd { (vcpus - 1) & 0xff | topology_bits << 12 } else { 0 },
+            edx: 0,
+        };
+        if amd {
+            policy.extended[0x19] = extended(0x8000_0019);
+            policy.extended[0x1a] = extended(0x8000_001a);
+            for (subleaf, slot) in policy.amd_caches.iter_mut().enumerate() {
+                if host_extended >= 0x8000_001d {
+                    *slot = amd_cache_leaf(host(0x8000_001d, subleaf as u32), vcpus);
+                }
+            }
+            // Extended APIC id; one thread a core; one node.
+            policy.extended[0x1e] = CpuidResult { eax: apic_id, ebx: apic_id & 0xff, ecx: 0, edx: 0 };
+        }
+        policy.cr4_allowed = policy.derive_cr4();
+        policy
+    }
+
+    fn fill_xsave(&mut self, host: &impl Fn(u32, u32) -> CpuidResult, host_basic: u32, xcr0: &Xcr0Policy) {
+        if host_basic < 0xd || xcr0.allowed == 0 {
+            return;
+        }
+        let mut size = 576;
+        for n in 2..32u32 {
+            if xcr0.allowed >> n & 1 != 0 {
+                let component = host(0xd, n);
+                self.xsave[n as usize] = CpuidResult { ecx: component.ecx & 2, edx: 0, ..component };
+                size = size.max(component.eax.saturating_add(component.ebx));
+            }
+        }
+        self.xsave[0] =
+            CpuidResult { eax: xcr0.allowed as u32, ebx: 576, ecx: size, edx: (xcr0.allowed >> 32) as u32 };
+        // XSAVEOPT, XSAVEC and XGETBV(1); no XSAVES.
+        self.xsave[1] = CpuidResult { eax: host(0xd, 1).eax & 7, ..CpuidResult::default() };
+    }
+
+    /// CR4 bits for which the guest's CPUID shows the feature (SDM vol. 3A, 2.5).
+    fn derive_cr4(&self) -> u64 {
+        let one = &self.basic[1];
+        let seven = &self.basic[7];
+        let mut allowed = Cr4::empty();
+        for (present, bits) in [
+            (one.edx & 1 << 1 != 0, Cr4::VME | Cr4::PVI),
+            (one.edx & 1 << 4 != 0, Cr4::TSD),
+            (one.edx & 1 << 2 != 0, Cr4::DE),
+            (one.edx & 1 << 3 != 0, Cr4::PSE),
+            (one.edx & 1 << 6 != 0, Cr4::PAE),
+            (one.edx & 1 << 7 != 0, Cr4::MCE),
+            (one.edx & 1 << 13 != 0, Cr4::PGE),
+            (true, Cr4::PCE),
+            (one.edx & 1 << 24 != 0, Cr4::OSFXSR),
+            (one.edx & 1 << 25 != 0, Cr4::OSXMMEXCPT),
+            (seven.ecx & 1 << 2 != 0, Cr4::UMIP),
+            (seven.ecx & 1 << 16 != 0, Cr4::LA57),
+            (seven.ebx & 1 != 0, Cr4::FSGSBASE),
+            (one.ecx & L1_ECX_PCID != 0, Cr4::PCIDE),
+            (one.ecx & L1_ECX_XSAVE != 0, Cr4::OSXSAVE),
+            (seven.ebx & 1 << 7 != 0, Cr4::SMEP),
+            (seven.ebx & 1 << 20 != 0, Cr4::SMAP),
+            (seven.ecx & L7_ECX_PKU != 0, Cr4::PKE),
+        ] {
+            if present {
+                allowed |= bits;
+            }
+        }
+        allowed.bits()
+    }
+
+    /// CR4 bits that the guest may set.
+    #[must_use]
+    pub const fn cr4_allowed(&self) -> u64 {
+        self.cr4_allowed
+    }
+
+    /// Physical-address width in bits.
+    #[must_use]
+    pub const fn phys_bits(&self) -> u32 {
+        self.phys_bits
+    }
+
+    /// CPUID.1:EAX, which RESET leaves in EDX.
+    #[must_use]
+    pub const fn signature(&self) -> u32 {
+        self.basic[1].eax
+    }
+
+    /// True for every vendor but Intel: AMD's MSRs and leaves.
+    #[must_use]
+    pub const fn is_amd(&self) -> bool {
+        self.amd
+    }
+
+    /// True if the guest has SYSCALL, NX, long mode: the EFER bits it may set.
+    #[must_use]
+    pub const fn extended_edx(&self) -> u32 {
+        self.extended[1].edx
+    }
+
+    /// True if leaf 8000_0001H shows RDTSCP, or leaf 7 RDPID: TSC_AUX exists.
+    #[must_use]
+    pub const fn has_tsc_aux(&self) -> bool {
+        self.extended[1].edx & 1 << 27 != 0 || self.basic[7].ecx & 1 << 22 != 0
+    }
+
+    /// What CPUID answers.
+    #[inline]
+    #[must_use]
+    pub fn leaf(&self, leaf: u32, subleaf: u32, context: CpuidContext) -> CpuidResult {
+        if leaf <= MAX_BASIC {
+            match leaf {
+                1 => {
+                    let mut result = self.basic[1];
+                    if context.cr4 & Cr4::OSXSAVE.bits() != 0 {
+                        result.ecx |= L1_ECX_OSXSAVE;
+                    }
+                    result
+                }
+                4 => self.caches.get(subleaf as usize).copied().unwrap_or_default(),
+                7 => self.leaf_seven(subleaf, context),
+                0xb => self.topology(subleaf),
+                0xd => self.leaf_xsave(subleaf, context),
+                _ => self.basic[leaf as usize],
+            }
+        } else if let Some(n) = leaf.checked_sub(0x8000_0000)
+            && leaf <= self.max_extended
+        {
+            match n {
+                0x1d => self.amd_caches.get(subleaf as usize).copied().unwrap_or_default(),
+                _ => self.extended[n as usize],
+            }
+        } else {
+            self.special(leaf, context)
+        }
+    }
+
+    fn leaf_seven(&self, subleaf: u32, context: CpuidContext) -> CpuidResult {
+        match subleaf {
+            0 => {
+                let mut result = self.basic[7];
+                if context.cr4 & Cr4::PKE.bits() != 0 {
+                    result.ecx |= L7_ECX_OSPKE;
+                }
+                result
+            }
+            1 => self.seven_one,
+            _ => CpuidResult::default(),
+        }
+    }
+
+    fn leaf_xsave(&self, subleaf: u32, context: CpuidContext) -> CpuidResult {
+        let mut result = self.xsave.get(subleaf as usize).copied().unwrap_or_default();
+        if subleaf == 0 && result.eax != 0 {
+            result.ebx = self.xsave_size(context.xcr0, false);
+        } else if subleaf == 1 && result.eax & 2 != 0 {
+            result.ebx = self.xsave_size(context.xcr0, true);
+        }
+        result
+    }
+
+    /// Bytes of an XSAVE area for the components of `xcr0` (SDM vol. 1, 13.4.2 and 13.4.3).
+    fn xsave_size(&self, xcr0: u64, compacted: bool) -> u32 {
+        let mut size = 576u32;
+        for n in 2..32usize {
+            if xcr0 >> n & 1 != 0 {
+                let component = &self.xsave[n];
+                if compacted {
+                    if component.ecx & 2 != 0 {
+                        size = size.next_multiple_of(64);
+                    }
+                    size = size.saturating_add(component.eax);
+                } else {
+                    size = size.max(component.eax.saturating_add(component.ebx));
+                }
+            }
+        }
+        size
+    }
+
+    /// Leaf 0BH: one thread a core, all cores in one package.
+    fn topology(&self, subleaf: u32) -> CpuidResult {
+        let bits = self.vcpus.max(1).next_power_of_two().trailing_zeros();
+        match subleaf {
+            0 => CpuidResult { eax: 0, ebx: 1, ecx: 1 << 8, edx: self.apic_id },
+            1 => CpuidResult { eax: bits, ebx: self.vcpus, ecx: 2 << 8 | 1, edx: self.apic_id },
+            _ => CpuidResult { eax: 0, ebx: 0, ecx: subleaf & 0xff, edx: self.apic_id },
+        }
+    }
+
+    /// Hypervisor leaves, and those out of range.
+    fn special(&self, leaf: u32, context: CpuidContext) -> CpuidResult {
+        match leaf {
+            0x4000_0000 => CpuidResult {
+                eax: MAX_HYPERVISOR,
+                ebx: SIGNATURE_KVM[0],
+                ecx: SIGNATURE_KVM[1],
+                edx: SIGNATURE_KVM[2],
+            },
+            0x4000_0001 => CpuidResult { eax: KVM_FEATURES, ..CpuidResult::default() },
+            MAX_HYPERVISOR => {
+                CpuidResult { eax: self.tsc_khz, ebx: (APIC_BUS_HZ / 1000) as u32, ..CpuidResult::default() }
+            }
+            0x4000_0002..MAX_HYPERVISOR => CpuidResult::default(),
+            // "BulkheadHV" and the version of this interface.
+            BULKHEAD_BASE => {
+                CpuidResult { eax: BULKHEAD_BASE + 1, ebx: 0x6b6c_7542, ecx: 0x6461_6568, edx: 0x0000_5648 }
+            }
+            0x4000_0101 => CpuidResult { eax: 1, ..CpuidResult::default() },
+            0x4000_0000..=0x4fff_ffff => CpuidResult::default(),
+            // Intel answers an out-of-range leaf with the data of the highest basic leaf, AMD with zeroes.
+            _ if self.amd => CpuidResult::default(),
+            _ => self.leaf(self.max_basic, 0, context),
+        }
+    }
+}
+
+/// Leaf 4: one core shares the L1 and L2, all share the rest.
+fn cache_leaf(host: CpuidResult, vcpus: u32) -> CpuidResult {
+    if host.eax & 0x1f == 0 {
+        return CpuidResult::default();
+    }
+    let level = host.eax >> 5 & 7;
+    let ids = vcpus.max(1).next_power_of_two().min(64);
+    let sharing = if level >= 3 { vcpus.max(1).next_power_of_two().min(4096) } else { 1 };
+    CpuidResult { eax: host.eax & 0x3fff | (sharing - 1) << 14 | (ids - 1) << 26, ..host }
+}
+
+/// Leaf 8000_001DH, likewise.
+fn amd_cache_leaf(host: CpuidResult, vcpus: u32) -> CpuidResult {
+    if host.eax & 0x1f == 0 {
+        return CpuidResult::default();
+    }
+    let sharing = if host.eax >> 5 & 7 >= 3 { vcpus.clamp(1, 4096) } else { 1 };
+    CpuidResult { eax: host.eax & 0x3fff | (sharing - 1) << 14, ..host }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::FakePlatform;
+
+    fn policy(vcpus: u32, id: u32) -> CpuidPolicy {
+        let platform = FakePlatform::new();
+        CpuidPolicy::new(&platform, id, vcpus, &Xcr0Policy::new(&platform))
+    }
+
+    const RESET: CpuidContext = CpuidContext { cr4: 0, xcr0: 1 };
+
+    #[test]
+    fn virtualisation_and_host_only_features_are_hidden() {
+        // The fake host answers all ones to every feature leaf.
+        let p = policy(1, 0);
+        let one = p.leaf(1, 0, RESET);
+        assert_eq!(one.ecx & (1 << 5 | 1 << 3 | 1 << 6 | 1 << 15), 0, "VMX, MONITOR, SMX, PDCM");
+        assert_eq!(p.leaf(0x8000_0001, 0, RESET).ecx & (1 << 2 | 1 << 12 | 1 << 23), 0, "SVM, SKINIT, PERFCTR");
+        assert_eq!(p.leaf(0xa, 0, RESET), CpuidResult::default(), "no performance counters");
+        assert_eq!(p.leaf(5, 0, RESET), CpuidResult::default(), "no MWAIT");
+        assert_ne!(one.ecx & L1_ECX_HYPERVISOR, 0);
+        assert_eq!(p.cr4_allowed() & (Cr4::VMXE | Cr4::SMXE).bits(), 0);
+    }
+
+    #[test]
+    fn osxsave_follows_cr4() {
+        let p = policy(1, 0);
+        assert_eq!(p.leaf(1, 0, RESET).ecx & L1_ECX_OSXSAVE, 0);
+        let on = CpuidContext { cr4: Cr4::OSXSAVE.bits(), xcr0: 1 };
+        assert_ne!(p.leaf(1, 0, on).ecx & L1_ECX_OSXSAVE, 0);
+    }
+
+    #[test]
+    fn topology_is_consistent() {
+        let p = policy(4, 3);
+        assert_eq!(p.leaf(1, 0, RESET).ebx >> 24, 3);
+        assert_eq!(p.leaf(1, 0, RESET).ebx >> 16 & 0xff, 4);
+        assert_eq!(p.leaf(0xb, 1, RESET), CpuidResult { eax: 2, ebx: 4, ecx: 2 << 8 | 1, edx: 3 });
+        assert_eq!(p.leaf(0xb, 0, RESET).edx, 3);
+        assert_ne!(p.leaf(1, 0, RESET).edx & L1_EDX_HTT, 0);
+        assert_eq!(policy(1, 0).leaf(1, 0, RESET).edx & L1_EDX_HTT, 0);
+    }
+
+    #[test]
+    fn tsc_frequency_leaves_agree() {
+        let p = policy(1, 0);
+        let l = p.leaf(0x15, 0, RESET);
+        let tsc_khz = u64::from(l.ecx) / 1000 * u64::from(l.ebx) / u64::from(l.eax);
+        assert_eq!(tsc_khz, u64::from(p.leaf(0x4000_0010, 0, RESET).eax));
+    }
+
+    #[test]
+    fn every_leaf_has_an_answer() {
+        let p = policy(2, 1);
+        for leaf in (0..0x40).chain(0x4000_0000..0x4000_0120).chain(0x8000_0000..0x8000_0040).chain([u32::MAX]) {
+            for subleaf in [0, 1, 2, 31, 32, 63, u32::MAX] {
+                let _ = p.leaf(leaf, subleaf, RESET);
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The instruction emulator's view of a vCPU: translation through the guest's own tables, RAM or device behind the address, ports.
+
+use crate::vm::Vm;
+use alloc::sync::Arc;
+use emul::{Cpu, Privilege, Stop};
+use x86defs::{
+    Access, DescriptorTable, Gpa, Gprs, GuestMemory, GuestMemoryExt, Gva, OutsideRam, Platform, Segment, SegmentRegister,
+    Time, Vcpu, Width,
+    paging::{self, TranslateError},
+};
+
+/// Why an instruction could not be emulated, for the guest's crash report.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EmulationError {
+    /// The guest's page tables lie outside of its RAM.
+    TableOutsideRam(Gpa),
+    /// The guest executes from an address that is not RAM.
+    FetchOutsideRam(Gpa),
+}
+
+/// One instruction's worth of access to a vCPU and its machine.
+pub(super) struct Emulation<'a, P: Platform> {
+    pub hw: &'a mut P::Vcpu,
+    pub vm: &'a Arc<Vm<P>>,
+    pub vcpu_id: u32,
+    pub now: Time,
+    pub error: Option<EmulationError>,
+}
+
+impl<P: Platform> Emulation<'_, P> {
+    fn ram(&self, gpa: Gpa, width: Width) -> bool {
+        self.vm.memory.is_ram(gpa, width.bytes() as u64)
+    }
+}
+
+impl<P: Platform> Cpu for Emulation<'_, P> {
+    fn gprs(&self) -> &Gprs {
+        self.hw.gprs()
+    }
+    fn gprs_mut(&mut self) -> &mut Gprs {
+        self.hw.gprs_mut()
+    }
+    fn rip(&self) -> u64 {
+        self.hw.rip()
+    }
+    fn rflags(&self) -> u64 {
+        self.hw.rflags()
+    }
+    fn cr0(&self) -> u64 {
+        self.hw.cr0()
+    }
+    fn cr4(&self) -> u64 {
+        self.hw.cr4()
+    }
+    fn efer(&self) -> u64 {
+        self.hw.efer()
+    }
+    fn xcr0(&self) -> u64 {
+        self.hw.xcr0()
+    }
+    fn cpl(&self) -> u8 {
+        self.hw.cpl()
+    }
+    fn segment(&self, register: SegmentRegister) -> Segment {
+        self.hw.segment(register)
+    }
+    fn set_segment(&mut self, register: SegmentRegister, segment: Segment) {
+        self.hw.set_segment(register, segment);
+    }
+    fn gdtr(&self) -> DescriptorTable {
+        self.hw.state().gdtr
+    }
+
+    fn translate(&mut self, gva: Gva, access: Access, privilege: Privilege) -> Result<Gpa, Stop> {
+        let context = self.hw.paging();
+        match paging::translate(&*self.vm.memory, &context, gva, access, privilege == Privilege::System) {
+            Ok(gpa) => Ok(gpa),
+            Err(TranslateError::Fault(exception)) => Err(Stop::Fault(exception)),
+            Err(TranslateError::TableOutsideRam(gpa)) => {
+                self.error = Some(EmulationError::TableOutsideRam(gpa));
+                Err(Stop::Abort)
+            }
+        }
+    }
+
+    fn fetch(&mut self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Stop> {
+        self.vm.memory.read(gpa, buf).map_err(|OutsideRam(at)| {
+            self.error = Some(EmulationError::FetchOutsideRam(at));
+            Stop::Abort
+        })
+    }
+
+    fn read(&mut self, gpa: Gpa, width: Width) -> Result<u64, Stop> {
+        if self.ram(gpa, width) {
+            let mut buf = [0; 8];
+            let bytes = buf.get_mut(..width.bytes()).ok_or(Stop::Abort)?;
+            return match self.vm.memory.read(gpa, bytes) {
+                Ok(()) => Ok(u64::from_le_bytes(buf)),
+                Err(_) => Ok(width.mask()),
+            };
+        }
+        Ok(self.vm.mmio_read(self.vcpu_id, self.now, gpa, width))
+    }
+
+    fn write(&mut self, gpa: Gpa, width: Width, value: u64) -> Result<(), Stop> {
+        if self.ram(gpa, width) {
+            let bytes = value.to_le_bytes();
+            // RAM was just checked; ranges never change while the guest lives.
+            let _ = self.vm.memory.write(gpa, bytes.get(..width.bytes()).ok_or(Stop::Abort)?);
+            return Ok(());
+        }
+        self.vm.mmio_write(self.vcpu_id, self.now, gpa, width, value);
+        Ok(())
+    }
+
+    fn compare_exchange(&mut self, gpa: Gpa, width: Width, old: u64, new: u64) -> Result<u64, Stop> {
+        if !self.ram(gpa, width) {
+            self.vm.mmio_write(self.vcpu_id, self.now, gpa, width, new);
+            return Ok(old);
+        }
+        if !gpa.is_aligned(width.bytes() as u64) {
+            // A split lock on RAM comes here only when another operand of the instruction is a device. Not atomic against other vCPUs.
+            let found = self.read(gpa, width)?;
+            if found == old {
+                self.write(gpa, width, new)?;
+            }
+            return Ok(found);
+        }
+        match self.vm.memory.compare_exchange(gpa, width, old, new) {
+            Ok(Ok(found) | Err(found)) => Ok(found),
+            Err(_) => Ok(width.mask()),
+        }
+    }
+
+    fn compare_exchange_16(&mut self, gpa: Gpa, old: u128, new: u128) -> Result<u128, Stop> {
+        let high = gpa.wrapping_add(8);
+        let low_found = self.read(gpa, Width::Qword)?;
+        let high_found = self.read(high, Width::Qword)?;
+        let found = u128::from(high_found) << 64 | u128::from(low_found);
+        if found == old {
+            self.write(gpa, Width::Qword, new as u64)?;
+            self.write(high, Width::Qword, (new >> 64) as u64)?;
+        }
+        Ok(found)
+    }
+
+    fn port_in(&mut self, port: u16, width: Width) -> Result<u32, Stop> {
+        Ok(self.vm.board.port_read(self.now, port, width))
+    }
+
+    fn port_out(&mut self, port: u16, width: Width, value: u32) -> Result<(), Stop> {
+        self.vm.board.port_write(self.now, port, width, value);
+        Ok(())
+    }
+
+    fn vector(&mut self, index: u8) -> Option<[u128; 2]> {
+        Some(self.hw.vector(index))
+    }
+    fn set_xmm(&mut self, index: u8, value: u128) {
+        self.hw.set_xmm(index, value);
+    }
+    fn set_ymm(&mut self, index: u8, value: [u128; 2]) {
+        self.hw.set_ymm(index, value);
+    }
+}
+

@@ -1,0 +1,196 @@
+//! A virtual CPU as the hypervisor runs it: the vendor's [`x86defs::Vcpu`], its local APIC, its policies, and the run loop with one
+//! handler file per kind of exit.
+
+pub mod control;
+mod cpuid;
+mod emulate;
+mod mmio;
+mod msr;
+mod mtrr;
+mod pio;
+mod run;
+
+use crate::{clock::Clock, vm::Vm};
+use alloc::{boxed::Box, sync::Arc};
+use core::fmt;
+use devices::lapic::LocalApic;
+use x86defs::{EntryFailure, Exception, Gpa, Platform, Resume, Time, Vcpu};
+
+pub use control::{Gp, Xcr0Policy};
+pub use cpuid::{APIC_BUS_HZ, BULKHEAD_BASE, CpuidContext, CpuidPolicy};
+pub use emulate::EmulationError;
+pub use msr::{MsrState, control_state};
+pub use run::Stop;
+
+/// What a vCPU is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Activity {
+    /// Executing, or ready to.
+    Running,
+    /// In HLT until an interrupt.
+    Halted,
+    /// An application processor before its first SIPI.
+    WaitForSipi,
+    /// Its guest has ended.
+    Stopped,
+}
+
+/// Why a guest cannot go on. Always the guest's own doing, or an exit that Bulkhead does not know; never the host's end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CrashReason {
+    TripleFault,
+    /// An instruction on device memory that the emulator does not know.
+    Unemulated { rip: u64, bytes: emul::InstructionBytes },
+    Emulation(EmulationError),
+    EntryFailed(EntryFailure),
+    /// The guest executes at a guest-physical address that is not RAM.
+    ExecuteOutsideRam(Gpa),
+    TaskSwitch,
+    UnknownExit { code: u64, info: u64 },
+}
+
+impl fmt::Display for CrashReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TripleFault => write!(f, "triple fault"),
+            Self::Unemulated { rip, bytes } => write!(f, "instruction at {rip:#x} is not emulated: {bytes}"),
+            Self::Emulation(EmulationError::TableOutsideRam(gpa)) => write!(f, "page table at {gpa} is outside of RAM"),
+            Self::Emulation(EmulationError::FetchOutsideRam(gpa)) | Self::ExecuteOutsideRam(gpa) => {
+                write!(f, "executes at {gpa}, which is not RAM")
+            }
+            Self::EntryFailed(e) => write!(f, "the CPU refused to enter the guest: code {:#x}, info {:#x}", e.code, e.info),
+            Self::TaskSwitch => write!(f, "hardware task switch, which is not supported yet"),
+            Self::UnknownExit { code, info } => write!(f, "unknown exit {code:#x}, info {info:#x}"),
+        }
+    }
+}
+
+/// One vCPU of one guest. Owned by whoever runs it; others reach its local APIC through the board.
+pub struct VirtCpu<P: Platform> {
+    pub(crate) hw: P::Vcpu,
+    pub(crate) vm: Arc<Vm<P>>,
+    pub(crate) apic: Arc<LocalApic>,
+    /// Index within the guest.
+    pub(crate) id: u32,
+    pub(crate) activity: Activity,
+    /// The answer to the last exit, not yet given.
+    pub(crate) resume: Resume,
+    pub(crate) cpuid: Box<CpuidPolicy>,
+    pub(crate) msrs: Box<MsrState>,
+    xcr0: Xcr0Policy,
+    /// An interrupt or NMI window was asked for and has not come.
+    window: bool,
+    pub(crate) stats: Stats,
+}
+
+/// Counters for reports.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Stats {
+    pub exits: u64,
+    /// Interrupts injected.
+    pub interrupts: u64,
+}
+
+/// What a vCPU needs from the CPU that runs it.
+pub struct Context<'a, P: Platform> {
+    pub platform: &'a P,
+    pub clock: Clock,
+    /// The host TSC value this CPU's timer is armed for; `u64::MAX` if none.
+    pub armed: &'a core::cell::Cell<u64>,
+}
+
+impl<P: Platform> Context<'_, P> {
+    /// Sees to it that this CPU's timer fires at `deadline` or before.
+    pub fn arm(&self, deadline: Option<Time>) {
+        if let Some(time) = deadline {
+            let tsc = self.clock.tsc_at(time);
+            if tsc < self.armed.get() {
+                self.armed.set(tsc);
+                self.platform.set_timer(Some(tsc));
+            }
+        }
+    }
+}
+
+impl<P: Platform> VirtCpu<P> {
+    /// A vCPU at its reset state; the guest's loader sets the boot processor's.
+    pub fn new(
+        vm: Arc<Vm<P>>,
+        mut hw: P::Vcpu,
+        apic: Arc<LocalApic>,
+        id: u32,
+        cpuid: Box<CpuidPolicy>,
+        msrs: MsrState,
+        xcr0: Xcr0Policy,
+    ) -> Self {
+        hw.set_tsc_offset(msrs.tsc_offset());
+        let activity = if id == 0 { Activity::Running } else { Activity::WaitForSipi };
+        Self {
+            hw,
+            vm,
+            apic,
+            id,
+            activity,
+            resume: Resume::Retry,
+            cpuid,
+            msrs: Box::new(msrs),
+            xcr0,
+            window: false,
+            stats: Stats::default(),
+        }
+    }
+
+    /// Writes registers and vendor details for a crash report, a line each.
+    pub fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        use x86defs::Gpr::*;
+        let s = self.hw.state();
+        let g = |r| s.gprs[r];
+        writeln!(out, "vCPU {} {:?}, {} exits, {} interrupts", self.id, self.activity, self.stats.exits, self.stats.interrupts)?;
+        writeln!(out, "RIP {:04x}:{:016x} RFLAGS {:08x} CPL {}", s.cs.selector, s.rip, s.rflags, self.hw.cpl())?;
+        for row in [[Rax, Rbx, Rcx, Rdx], [Rsi, Rdi, Rbp, Rsp], [R8, R9, R10, R11], [R12, R13, R14, R15]] {
+            let [a, b, c, d] = row;
+            writeln!(
+                out,
+                "{:<3} {:016x}  {:<3} {:016x}  {:<3} {:016x}  {:<3} {:016x}",
+                name(a),
+                g(a),
+                name(b),
+                g(b),
+                name(c),
+                g(c),
+                name(d),
+                g(d)
+            )?;
+        }
+        writeln!(out, "CR0 {:08x} CR2 {:016x} CR3 {:016x} CR4 {:08x} EFER {:x}", s.cr0, s.cr2, s.cr3, s.cr4, s.efer)?;
+        for (label, seg) in [
+            ("CS", s.cs),
+            ("SS", s.ss),
+            ("DS", s.ds),
+            ("ES", s.es),
+            ("FS", s.fs),
+            ("GS", s.gs),
+            ("LDTR", s.ldtr),
+            ("TR", s.tr),
+        ] {
+            writeln!(
+                out,
+                "{label:<4} {:04x} base {:016x} limit {:08x} attributes {:04x}",
+                seg.selector, seg.base, seg.limit, seg.attributes.0
+            )?;
+        }
+        writeln!(out, "GDT {:016x}+{:04x} IDT {:016x}+{:04x}", s.gdtr.base, s.gdtr.limit, s.idtr.base, s.idtr.limit)?;
+        self.hw.dump(out)
+    }
+
+    /// An exception as the answer to an exit.
+    pub(crate) const fn gp() -> Resume {
+        Resume::Fault(Exception::GP)
+    }
+}
+
+fn name(r: x86defs::Gpr) -> &'static str {
+    const NAMES: [&str; 16] =
+        ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15"];
+    NAMES[r as usize & 15]
+}

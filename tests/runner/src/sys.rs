@@ -1,0 +1,93 @@
+//! The few system calls that the standard library does not offer: pseudo-terminals and the child's surroundings.
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Signal, geteuid, set_parent_process_death_signal},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{OptionalActions, tcgetattr, tcsetattr},
+    thread::{UnshareFlags, unshare_unsafe},
+};
+
+/// A pseudo-terminal for another process to use as its serial line.
+pub struct Pty {
+    pub master: File,
+    pub slave: OwnedFd,
+    /// What to open to get the slave.
+    pub path: PathBuf,
+}
+
+impl Pty {
+    pub fn open() -> io::Result<Self> {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let path = ptsname(&master, Vec::new())?;
+        let path = PathBuf::from(path.into_string().map_err(io::Error::other)?);
+        let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
+        let slave = rustix::fs::open(&path, flags, rustix::fs::Mode::empty())?;
+        make_raw(&slave)?;
+        Ok(Self { master: File::from(master), slave, path })
+    }
+}
+
+/// No echo, no line editing, no translation.
+pub fn make_raw(tty: impl AsFd) -> io::Result<()> {
+    let mut termios = tcgetattr(&tty)?;
+    termios.make_raw();
+    Ok(tcsetattr(&tty, OptionalActions::Now, &termios)?)
+}
+
+/// The network that a child process sees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Network {
+    Shared,
+    /// None at all, where the system allows that.
+    Isolated,
+}
+
+/// Lets the child die with this thread, keeps terminal signals from it, and cuts it off the network if asked.
+pub fn confine(command: &mut Command, network: Network) {
+    command.process_group(0);
+    // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are allowed: these are bare system calls.
+    unsafe {
+        command.pre_exec(move || {
+            if network == Network::Isolated {
+                let flags = if geteuid().is_root() {
+                    UnshareFlags::NEWNET
+                } else {
+                    UnshareFlags::NEWUSER | UnshareFlags::NEWNET
+                };
+                // Where it is not allowed, the emulator works all the same, only less alone.
+                // SAFETY: the process has one thread here, and neither flag affects memory or file descriptors.
+                let _ = unshare_unsafe(flags);
+            }
+            // After the change of namespaces, which would clear it.
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            Ok(())
+        });
+    }
+}
+
+/// Waits until `fd` can be read, or has ended. False after `timeout`.
+pub fn wait_readable(fd: &impl AsFd, timeout: Duration) -> io::Result<bool> {
+    let timeout = Timespec { tv_sec: timeout.as_secs() as _, tv_nsec: timeout.subsec_nanos() as _ };
+    loop {
+        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timeout)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
