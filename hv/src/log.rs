@@ -410,7 +410,7 @@ impl Ring {
     /// Calls `f` with all that is kept, oldest first, in one or two parts.
     fn each(&self, f: &mut dyn FnMut(&[u8])) {
         let (new, old) = self.bytes.split_at((self.end % RING as u64) as usize);
-        if self.end > RING as u64 {
+        if self.end >= RING as u64 {
             f(old);
         }
         f(new);

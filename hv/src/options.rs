@@ -193,7 +193,7 @@ impl Options {
             let (key, given) = match name.strip_prefix("no-") {
                 Some(key) if !xen::knows(name) => match value {
                     None => (key, Given::Negated),
-                    Some(value) => (key, Given::NegatedValue(value)),
+                    Some(_) => (key, Given::NegatedValue),
                 },
                 _ => (name, value.map_or(Given::Bare, Given::Value)),
             };
@@ -271,7 +271,7 @@ enum Given<'a> {
     /// `no-x`
     Negated,
     /// `no-x=value`, which means nothing.
-    NegatedValue(&'a str),
+    NegatedValue,
 }
 
 impl<'a> Given<'a> {
@@ -280,7 +280,7 @@ impl<'a> Given<'a> {
         match self {
             Self::Value(value) => value,
             // Nothing that is not a boolean takes a "no", so it is refused like any other bad value.
-            Self::Bare | Self::Negated | Self::NegatedValue(_) => "",
+            Self::Bare | Self::Negated | Self::NegatedValue => "",
         }
     }
 
@@ -290,7 +290,7 @@ impl<'a> Given<'a> {
             Self::Negated => Some(false),
             Self::Value("yes" | "on" | "true" | "enable" | "1") => Some(true),
             Self::Value("no" | "off" | "false" | "disable" | "0") => Some(false),
-            Self::Value(_) | Self::NegatedValue(_) => None,
+            Self::Value(_) | Self::NegatedValue => None,
         }
     }
 }

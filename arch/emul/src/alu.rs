@@ -189,7 +189,7 @@ pub(crate) fn double_shift(left: bool, width: Width, a: u64, fill: u64, count: u
     let (result, carry) = if count <= bits {
         if left {
             let both = a << bits | fill;
-            // Of 2 * bits + count bits, at most 191, the part above 2 * bits matters for the carry alone.
+            // What is shifted out above 2 * bits is the carry, taken from `a` itself.
             (((both << count) >> bits & mask) as u64, a >> (bits - count) & 1 != 0)
         } else {
             let both = fill << bits | a;

@@ -24,6 +24,20 @@
 #[cfg(test)]
 extern crate std;
 
+mod alu;
+mod exec;
+mod fast;
+mod fetch;
+mod machine;
+mod operand;
+mod port;
+mod segment;
+mod string;
+mod vector;
+
+use fetch::Code;
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use machine::{Done, Halt, Machine};
 use x86defs::{Access, Cr0, DescriptorTable, Efer, Exception, Gpa, Gprs, Gva, Rflags, Segment, SegmentRegister, Width};
 
 /// Why a callback did not do what it was asked.
@@ -206,9 +220,11 @@ pub trait Cpu {
     }
 }
 
-/// Builds the decoder's tables. They are allocated once, on the first use; call this at start-up, so that no exit pays for it.
+/// Builds the full decoder's tables. They are allocated once, on the first use; call this at start-up, so that no exit pays for it.
 pub fn init() {
-    todo!()
+    let mut decoder = Decoder::new(64, &[0x90], DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    decoder.decode_out(&mut instruction);
 }
 
 /// Emulates the instruction at RIP.
@@ -216,7 +232,71 @@ pub fn init() {
 /// `bytes` are the instruction's first bytes as far as the caller knows them (decode assists), possibly none. If they do not hold a
 /// whole instruction, the rest is fetched through [`Cpu::translate`] and [`Cpu::fetch`], and a #PF or #GP met there is the outcome; a second page is
 /// touched only if the instruction really reaches into it.
+#[inline]
 pub fn emulate<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Outcome {
-    let _ = (cpu, bytes);
-    todo!()
+    let mut machine = Machine::new(cpu);
+    if let Some(plain) = fast::decode(machine.bits, bytes) {
+        let result = fast::execute(&mut machine, &plain);
+        return outcome(&machine, bytes, result);
+    }
+    general(&mut machine, bytes)
+}
+
+/// [`emulate`] without the hand-written decoders: slower, and the same in everything else. For tests that compare the two.
+#[doc(hidden)]
+pub fn emulate_by_full_decoder<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Outcome {
+    let mut machine = Machine::new(cpu);
+    let mut code = Code::new(bytes);
+    let result = decode_and_execute(&mut machine, &mut code);
+    outcome(&machine, code.as_slice(), result)
+}
+
+/// Everything but a plain access whose bytes the caller knew.
+fn general<C: Cpu>(machine: &mut Machine<'_, C>, bytes: &[u8]) -> Outcome {
+    let mut code = Code::new(bytes);
+    let result = fetch_and_execute(machine, &mut code);
+    outcome(machine, code.as_slice(), result)
+}
+
+fn fetch_and_execute<C: Cpu>(machine: &mut Machine<'_, C>, code: &mut Code) -> Done {
+    if code.as_slice().is_empty() {
+        code.extend(machine)?;
+        if let Some(plain) = fast::decode(machine.bits, code.as_slice()) {
+            return fast::execute(machine, &plain);
+        }
+    }
+    if let Some((length, op)) = string::decode(machine.bits, code.as_slice()) {
+        machine.set_length(length);
+        return string::execute(machine, op);
+    }
+    decode_and_execute(machine, code)
+}
+
+fn decode_and_execute<C: Cpu>(machine: &mut Machine<'_, C>, code: &mut Code) -> Done {
+    // Each round adds at least a byte, and at 15 bytes an error ends it.
+    loop {
+        let mut instruction = Instruction::default();
+        let mut decoder = Decoder::with_ip(machine.bits, code.as_slice(), machine.rip, DecoderOptions::NONE);
+        decoder.decode_out(&mut instruction);
+        match decoder.last_error() {
+            DecoderError::None => {
+                machine.set_length(instruction.len());
+                return exec::execute(machine, &instruction);
+            }
+            DecoderError::NoMoreBytes => code.extend(machine)?,
+            // The CPU took it for an instruction, or the guest has changed it since. Either way, it is not known here.
+            _ => return Err(Halt::Unsupported),
+        }
+    }
+}
+
+#[inline]
+fn outcome<C: Cpu>(machine: &Machine<'_, C>, bytes: &[u8], result: Done) -> Outcome {
+    match result {
+        Ok(()) => Outcome::Done { rip: machine.next, rflags: machine.rflags & !Rflags::RF.bits() },
+        Err(Halt::Fault(exception)) => Outcome::Fault(exception),
+        Err(Halt::Partial) => Outcome::Partial,
+        Err(Halt::Unsupported) => Outcome::Unsupported(InstructionBytes::new(bytes)),
+        Err(Halt::Abort) => Outcome::Abort,
+    }
 }

@@ -144,11 +144,12 @@ pub enum Invalidate {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Controls {
     pub revision: u32,
-    pub pin: PinbasedControls,
-    pub primary: PrimaryControls,
-    pub secondary: SecondaryControls,
-    pub exit: ExitControls,
-    pub entry: EntryControls,
+    /// The five control words as they are programmed, with bits that have no name here but must be 1.
+    pub pin: u32,
+    pub primary: u32,
+    pub secondary: u32,
+    pub exit: u32,
+    pub entry: u32,
     /// RDTSC can be made to exit.
     pub rdtsc_exiting: bool,
     pub pages_2m: bool,
@@ -280,11 +281,11 @@ impl Controls {
         let pe_pg = (x86defs::Cr0::PE | x86defs::Cr0::PG).bits();
         Ok(Self {
             revision: raw.revision(),
-            pin: PinbasedControls { bits: pin },
-            primary: PrimaryControls { bits: primary },
-            secondary: SecondaryControls { bits: secondary },
-            exit: ExitControls { bits: exit },
-            entry: EntryControls { bits: entry },
+            pin,
+            primary,
+            secondary,
+            exit,
+            entry,
             rdtsc_exiting: raw.primary.can_set(PrimaryControls::RDTSC_EXITING.bits()),
             pages_2m: raw.ept_vpid & ept_vpid::PAGES_2M != 0,
             pages_1g: raw.ept_vpid & ept_vpid::PAGES_1G != 0,
@@ -299,7 +300,13 @@ impl Controls {
     /// True if the guest's PAT is switched by hardware.
     #[must_use]
     pub const fn pat(&self) -> bool {
-        self.entry.contains(EntryControls::LOAD_IA32_PAT)
+        self.entry & EntryControls::LOAD_IA32_PAT.bits() != 0
+    }
+
+    /// True if the guest runs with this secondary control.
+    #[must_use]
+    pub const fn uses(&self, control: SecondaryControls) -> bool {
+        self.secondary & control.bits() != 0
     }
 
     /// The features for the report at start: which ones the CPU has, which ones are used.
@@ -308,7 +315,7 @@ impl Controls {
         let secondary = |name, bit: SecondaryControls| VirtFeature {
             name,
             present: raw.secondary.can_set(bit.bits()),
-            used: self.secondary.contains(bit),
+            used: self.uses(bit),
         };
         let plain = |name, present, used| VirtFeature { name, present, used: present && used };
         let primary = |bit: PrimaryControls| raw.primary.can_set(bit.bits());
@@ -401,11 +408,11 @@ mod tests {
     /// No word may have a bit that the CPU forbids, or lack one that it demands (27.2.1.1).
     fn assert_enterable(raw: &RawCapabilities, c: &Controls) {
         for (allowed, word) in [
-            (raw.pin, c.pin.bits()),
-            (raw.primary, c.primary.bits()),
-            (raw.secondary, c.secondary.bits()),
-            (raw.exit, c.exit.bits()),
-            (raw.entry, c.entry.bits()),
+            (raw.pin, c.pin),
+            (raw.primary, c.primary),
+            (raw.secondary, c.secondary),
+            (raw.exit, c.exit),
+            (raw.entry, c.entry),
         ] {
             assert_eq!(word & allowed.must_be_one(), allowed.must_be_one());
             assert_eq!(word & !allowed.may_be_one(), 0);
@@ -418,10 +425,9 @@ mod tests {
         let c = Controls::choose(&raw).unwrap();
         assert_enterable(&raw, &c);
         assert_eq!(c.revision, 0x2b);
-        assert!(!c.primary.intersects(PrimaryControls::CR3_LOAD_EXITING | PrimaryControls::CR3_STORE_EXITING), "TRUE controls are used");
-        assert!(!c.primary.intersects(PrimaryControls::INVLPG_EXITING | PrimaryControls::RDTSC_EXITING));
-        assert!(c.secondary.contains(SECONDARY_OPTIONAL - SecondaryControls::ENABLE_XSAVES_XRSTORS));
-        assert!(!c.secondary.intersects(SecondaryControls::ENABLE_XSAVES_XRSTORS | SecondaryControls::DTABLE_EXITING));
+        // CR3 accesses do not exit, because the TRUE controls are used; nor do INVLPG and RDTSC.
+        assert_eq!(c.primary, 0xb500_6172 | 0x0018_8c80 & !0x8000);
+        assert_eq!(c.secondary, 0x14ea);
         assert_eq!((c.invept, c.invvpid), (Invalidate::Single, Some(Invalidate::Single)));
         assert!(c.pages_2m && c.pages_1g && c.ept_accessed_dirty && c.pat());
         assert_eq!(c.cr0_fixed, [0x20, 0xffff_ffff]);
@@ -438,8 +444,8 @@ mod tests {
         let c = Controls::choose(&raw).unwrap();
         assert_enterable(&raw, &c);
         assert_eq!(c.revision, 0x11e5_7ed0);
-        assert!(c.secondary.contains(SecondaryControls::ENABLE_INVPCID | SecondaryControls::ENABLE_VPID));
-        assert!(!c.secondary.contains(SecondaryControls::PAUSE_LOOP_EXITING));
+        assert!(c.uses(SecondaryControls::ENABLE_INVPCID) && c.uses(SecondaryControls::ENABLE_VPID));
+        assert!(!c.uses(SecondaryControls::PAUSE_LOOP_EXITING) && !c.uses(SecondaryControls::ENABLE_XSAVES_XRSTORS));
         assert!(!c.pages_1g && !c.ept_accessed_dirty);
     }
 
@@ -453,7 +459,8 @@ mod tests {
         let raw = read(&msrs);
         let c = Controls::choose(&raw).unwrap();
         assert_enterable(&raw, &c);
-        assert!(c.primary.contains(PrimaryControls::CR3_LOAD_EXITING | PrimaryControls::CR3_STORE_EXITING));
+        let cr3 = (PrimaryControls::CR3_LOAD_EXITING | PrimaryControls::CR3_STORE_EXITING).bits();
+        assert_eq!(c.primary & cr3, cr3);
     }
 
     #[test]
@@ -466,11 +473,11 @@ mod tests {
         let c = Controls::choose(&raw).unwrap();
         assert_enterable(&raw, &c);
         assert_eq!((c.invept, c.invvpid), (Invalidate::All, Some(Invalidate::All)));
-        assert!(!c.pat() && !c.exit.contains(ExitControls::LOAD_IA32_PAT));
+        assert!(!c.pat() && c.exit & ExitControls::LOAD_IA32_PAT.bits() == 0);
         // A VPID that cannot be invalidated is not used.
         *msrs.get_mut(&0x48c).unwrap() &= !ept_vpid::INVVPID;
         let c = Controls::choose(&read(&msrs)).unwrap();
-        assert!(c.invvpid.is_none() && !c.secondary.contains(SecondaryControls::ENABLE_VPID));
+        assert!(c.invvpid.is_none() && !c.uses(SecondaryControls::ENABLE_VPID));
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Modules {
         let wanted: String = wanted.chars().map(plain).collect();
         let taken: HashSet<&str> = self.names().into_iter().collect();
         let (stem, extension) = match wanted.rsplit_once('.') {
-            Some((stem, extension)) if !stem.is_empty() => (stem, format!(".{extension}")),
+            Some((stem, extension)) => (stem, format!(".{extension}")),
             _ => (wanted.as_str(), String::new()),
         };
         let name = std::iter::once(wanted.clone())
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(modules.add_bytes("a b.cfg", vec![]), "a_b-2.cfg");
         assert_eq!(modules.add_bytes("a;b.cfg", vec![1]), "a_b-3.cfg");
         assert_eq!(modules.add_bytes(".cfg", vec![]), ".cfg");
-        assert_eq!(modules.add_bytes(".cfg", vec![]), ".cfg-2");
+        assert_eq!(modules.add_bytes(".cfg", vec![]), "-2.cfg");
         assert_eq!(modules.add_config("guest", "name = \"x\"\n", Path::new("/")).0, "guest.cfg");
     }
 

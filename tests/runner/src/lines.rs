@@ -144,7 +144,7 @@ impl LineSplitter {
     pub fn push(&mut self, bytes: &[u8], mut each: impl FnMut(&str)) {
         for &byte in bytes {
             if byte == b'\n' || self.partial.len() == LONGEST_LINE {
-                self.finish(&mut each);
+                self.emit(&mut each);
             }
             if byte != b'\n' {
                 self.partial.push(byte);
@@ -154,6 +154,12 @@ impl LineSplitter {
 
     /// Hands out what is left of an unfinished line, at the end of the stream.
     pub fn finish(&mut self, mut each: impl FnMut(&str)) {
+        if !self.partial.is_empty() {
+            self.emit(&mut each);
+        }
+    }
+
+    fn emit(&mut self, each: &mut impl FnMut(&str)) {
         let text = String::from_utf8_lossy(&self.partial);
         each(text.trim_matches('\r'));
         self.partial.clear();

@@ -8,13 +8,13 @@ use std::{
         unix::process::CommandExt,
     },
     path::PathBuf,
-    process::Command,
+    process::{Child, Command},
     time::Duration,
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Signal, geteuid, set_parent_process_death_signal},
+    process::{Pid, Signal, geteuid, kill_process_group, set_parent_process_death_signal},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{OptionalActions, tcgetattr, tcsetattr},
     thread::{UnshareFlags, unshare_unsafe},
@@ -78,6 +78,11 @@ pub fn confine(command: &mut Command, network: Network) {
             Ok(())
         });
     }
+}
+
+/// Kills a child that was [`confine`]d and has not been waited for, and whatever it has started.
+pub fn kill_group(child: &Child) {
+    let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
 }
 
 /// Waits until `fd` can be read, or has ended. False after `timeout`.

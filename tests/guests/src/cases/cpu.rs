@@ -1,6 +1,7 @@
 //! The CPU as a guest sees it.
 
-use crate::rt::{BootInfo, check, check_eq, cpuid, rdmsr};
+use crate::rt::{BootInfo, boot, catch, catch_msr_read, catch_msr_write, check, check_eq, cpu, cpuid, interrupts::Caught, rdmsr, rdtsc, wrmsr};
+use core::arch::asm;
 
 /// CPUID shows a consistent, filtered CPU (Intel SDM vol. 2A "CPUID"): the hypervisor bit and leaf, no VMX or SVM, a topology of one CPU,
 /// frequencies that agree, invariant TSC.
@@ -31,15 +32,166 @@ pub fn cpuid_policy(boot: &BootInfo) {
     check!(rdmsr(0x1b) & 1 << 8 != 0, "this is the boot processor");
 }
 
-/// OUT to the debug-exit port ends the guest at once with (value << 1) | 1; nothing after it runs.
-pub fn debug_exit(_: &BootInfo) {
-    crate::rt::outb(0xf4, 0x10);
-    panic!("still running");
+
+fn is_gp<T>(result: Result<T, Caught>) -> bool {
+    matches!(result, Err(Caught { vector: 13, error: 0, .. }))
 }
 
-/// An exception with no usable IDT, then no usable double-fault gate: shutdown (Intel SDM vol. 3A, 7.15). The hypervisor reports it.
-pub fn triple_fault(_: &BootInfo) {
-    let empty = [0u16; 5];
-    // SAFETY: this is meant to end the guest.
-    unsafe { core::arch::asm!("lidt [{}]", "ud2", in(reg) &empty, options(noreturn)) }
+/// MSRs that the guest's CPU does not have raise #GP(0), reading and writing; the host's never shine through (SDM vol. 4).
+pub fn msr_policy(_: &BootInfo) {
+    // FEATURE_CONTROL, VMX_BASIC, VM_CR, VM_HSAVE_PA, XSS, an undefined one, KVM's clock, which CPUID does not show.
+    for index in [0x3a, 0x480, 0xc001_0114, 0xc001_0117, 0xda0, 0x1234_5678, 0x4b56_4d01] {
+        check!(is_gp(catch_msr_read(index)), "RDMSR {index:#x} raises #GP(0)");
+        check!(is_gp(catch_msr_write(index, 0)), "WRMSR {index:#x} raises #GP(0)");
+    }
+    // Reserved bits and bad values: EFER.SVME, PAT type 2, non-canonical LSTAR, APIC base beyond the address width.
+    for (index, value) in [
+        (0xc000_0080, rdmsr(0xc000_0080) | 1 << 12),
+        (0xc000_0080, rdmsr(0xc000_0080) | 1 << 1),
+        (0x277, 0x0202_0202_0202_0202),
+        (0xc000_0082, 0x8000_0000_0000_0000),
+        (0x1b, 1 << 60 | 0xfee0_0900),
+        (0x2ff, 2),
+    ] {
+        check!(is_gp(catch_msr_write(index, value)), "WRMSR {index:#x} with {value:#x} raises #GP(0)");
+    }
+    // x2APIC registers exist only in x2APIC mode.
+    check!(is_gp(catch_msr_read(0x802)), "x2APIC id in xAPIC mode");
+}
+
+/// MSRs that the guest owns keep what is written, and the instructions that use them see it.
+pub fn msr_state(_: &BootInfo) {
+    for (index, value) in [
+        (0xc000_0081u32, 0x0013_0008_0000_0000u64),
+        (0xc000_0082, 0xffff_8000_1234_5678),
+        (0xc000_0084, 0x4_7700),
+        (0xc000_0100, 0x1234_5000),
+        (0xc000_0101, 0xffff_9000_0000_0000),
+        (0xc000_0102, 0x77_0000),
+        (0x174, 8),
+        (0x175, 0x9_0000),
+        (0x176, 0x10_0000),
+        (0x277, 0x0007_0406_0007_0106),
+    ] {
+        wrmsr(index, value);
+        check_eq!(rdmsr(index), value, "MSR {index:#x}");
+    }
+    // An exit in between (CPUID) loses none of them.
+    cpuid(0, 0);
+    check_eq!(rdmsr(0xc000_0082), 0xffff_8000_1234_5678, "LSTAR after an exit");
+    let through_fs: u64;
+    let cell = 0x1122_3344_5566_7788u64;
+    wrmsr(0xc000_0100, &raw const cell as u64);
+    // SAFETY: FS base points at a local.
+    unsafe { asm!("mov {}, fs:[0]", out(reg) through_fs) };
+    check_eq!(through_fs, cell, "FS base is in force");
+    check_eq!(rdmsr(0xc000_0080) & 0x500, 0x500, "EFER has LME and LMA");
+    check_eq!(rdmsr(0xc000_0080) & 1 << 12, 0, "EFER.SVME is not visible");
+}
+
+/// The TSC runs, RDMSR and RDTSC agree, a write moves it and TSC_ADJUST by the same amount (SDM vol. 3B, 18.17.3).
+pub fn tsc(_: &BootInfo) {
+    let (a, b, c) = (rdtsc(), rdmsr(0x10), rdtsc());
+    check!(a < b && b < c, "RDTSC {a} RDMSR {b} RDTSC {c} in order");
+    check!(a < 1 << 42, "the TSC starts near zero with the guest: {a}");
+    let adjust = rdmsr(0x3b);
+    wrmsr(0x3b, adjust.wrapping_add(1 << 40));
+    check!(rdtsc() - c >= 1 << 40 && rdtsc() - c < 1 << 41, "TSC_ADJUST moves the TSC");
+    wrmsr(0x3b, adjust);
+    wrmsr(0x10, 5 << 40);
+    check!(rdtsc() >= 5 << 40 && rdtsc() < 6 << 40, "the TSC is writable");
+    check!(rdmsr(0x3b) != adjust, "TSC_ADJUST follows the write");
+}
+
+/// Control registers: reserved bits raise #GP(0), CPUID follows CR4.OSXSAVE, CR8 and TPR are one (SDM vol. 3A, 2.5 and 11.8.6).
+pub fn control_registers(_: &BootInfo) {
+    let cr4 = cpu::read_cr4();
+    for bit in [13, 14, 15, 24, 40] {
+        let caught = catch(|| cpu::write_cr4(cr4 | 1 << bit));
+        check!(matches!(caught, Some(Caught { vector: 13, error: 0, .. })), "CR4 bit {bit} raises #GP(0): {caught:?}");
+        check_eq!(cpu::read_cr4(), cr4, "CR4 unchanged");
+    }
+    if cpuid(1, 0)[2] & 1 << 26 != 0 {
+        check_eq!(cpuid(1, 0)[2] & 1 << 27, 0, "OSXSAVE clear");
+        cpu::write_cr4(cr4 | 1 << 18);
+        check!(cpuid(1, 0)[2] & 1 << 27 != 0, "OSXSAVE follows CR4");
+        let caught = catch(|| xsetbv(0, 0));
+        check!(matches!(caught, Some(Caught { vector: 13, .. })), "XCR0 without x87 raises #GP");
+        xsetbv(0, 3);
+        check_eq!(cpuid(0xd, 0)[1], 576, "XSAVE area of x87 and SSE");
+        cpu::write_cr4(cr4);
+    }
+    check!(catch(|| cpu::write_cr0(0x8000_0000)).is_some(), "CR0.PG without PE");
+    // CR8 is TPR's high half.
+    cpu::write_cr8(5);
+    check_eq!(crate::rt::apic::read(0x80), 0x50, "TPR follows CR8");
+    crate::rt::apic::write(0x80, 0x30);
+    check_eq!(cpu::read_cr8(), 3, "CR8 follows TPR");
+    check!(matches!(catch(|| cpu::write_cr8(16)), Some(Caught { vector: 13, .. })), "CR8 bits above 3");
+    cpu::write_cr8(0);
+    let cr0 = cpu::read_cr0();
+    cpu::write_cr0(cr0 | 1 << 3);
+    check!(cpu::read_cr0() & 8 != 0, "CR0.TS set");
+    // SAFETY: clears TS again.
+    unsafe { asm!("clts") };
+    check_eq!(cpu::read_cr0(), cr0, "CLTS");
+}
+
+fn xsetbv(index: u32, value: u64) {
+    // SAFETY: changes which vector state is enabled; no vector code is live.
+    unsafe { asm!("xsetbv", in("ecx") index, in("eax") value as u32, in("edx") (value >> 32) as u32) };
+}
+
+/// Vector registers, MXCSR and debug address registers survive exits: the host does not touch them.
+pub fn vector_state(_: &BootInfo) {
+    cpu::write_cr4(cpu::read_cr4() | 3 << 9);
+    cpu::write_cr0(cpu::read_cr0() & !(1 << 2 | 1 << 3) | 2);
+    let pattern: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+    let mut out = [[0u64; 2]; 2];
+    // SAFETY: loads and stores locals; CPUID and IN cause exits in between; RBX is saved around CPUID.
+    unsafe {
+        asm!(
+            "movups xmm0, [{p}]",
+            "movups xmm15, [{p}]",
+            "mov r15, rbx",
+            "xor eax, eax",
+            "cpuid",
+            "mov rbx, r15",
+            "in al, 0x61",
+            "movups [{o}], xmm0",
+            "movups [{o} + 16], xmm15",
+            p = in(reg) &pattern,
+            o = in(reg) &mut out,
+            out("rax") _, out("rcx") _, out("rdx") _, out("r15") _,
+        );
+    }
+    check_eq!(out, [pattern, pattern], "XMM0 and XMM15");
+    let address: u64;
+    // SAFETY: DR0 is not armed in DR7.
+    unsafe { asm!("mov dr0, {v}", "in al, 0x61", "mov {v}, dr0", v = inout(reg) 0x1234_5678u64 => address, out("al") _) };
+    check_eq!(address, 0x1234_5678, "DR0");
+}
+
+/// What a multiboot1 loader must say: memory, map, command line, loader name (Multiboot 0.6.96, 3.3).
+pub fn multiboot_info(boot: &BootInfo) {
+    check!(boot.valid(), "magic in EAX");
+    let flags = boot.word(0);
+    check_eq!(flags & 0x245, 0x245, "memory, command line, map and loader name are given");
+    check_eq!(boot.word(1), 640, "KiB of lower memory");
+    check!(boot.word(2) >= 8 * 1024, "KiB of upper memory: {}", boot.word(2));
+    check!(boot.command_line().contains("test=multiboot-info"), "command line: {:?}", boot.command_line());
+    check!(boot::string_at(boot.word(16)).contains("Bulkhead"), "boot loader name");
+    let (length, map) = (boot.word(11), boot.word(12));
+    let (mut at, mut ram) = (map, 0);
+    while at < map + length {
+        let entry = u64::from(at);
+        let size = cpu::read32(entry);
+        let (base, bytes, kind) = (cpu::read64(entry + 4), cpu::read64(entry + 12), cpu::read32(entry + 20));
+        check!(bytes != 0 && base.checked_add(bytes).is_some(), "map entry at {at:#x}");
+        if kind == 1 {
+            ram += bytes;
+        }
+        at += size + 4;
+    }
+    check!(ram >= 8 << 20, "bytes of RAM in the map: {ram}");
 }

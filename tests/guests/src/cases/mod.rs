@@ -2,13 +2,62 @@
 
 mod bench;
 mod cpu;
+mod ends;
+mod events;
+mod exits;
+mod irq;
+mod modes;
+mod timers;
 
 use crate::rt::BootInfo;
 
 /// Name and body of every case.
 pub const ALL: &[(&str, fn(&BootInfo))] = &[
     ("cpuid-policy", cpu::cpuid_policy),
-    ("debug-exit", cpu::debug_exit),
-    ("triple-fault", cpu::triple_fault),
+    ("msr-policy", cpu::msr_policy),
+    ("msr-state", cpu::msr_state),
+    ("tsc", cpu::tsc),
+    ("control-registers", cpu::control_registers),
+    ("vector-state", cpu::vector_state),
+    ("multiboot-info", cpu::multiboot_info),
+    ("port-widths", exits::port_widths),
+    ("port-unclaimed", exits::port_unclaimed),
+    ("string-io", exits::string_io),
+    ("mmio-widths", exits::mmio_widths),
+    ("mmio-forms", exits::mmio_forms),
+    ("mmio-unbacked", exits::mmio_unbacked),
+    ("serial-loopback", exits::serial_loopback),
+    ("pci-config", exits::pci_config),
+    ("rtc-clock", exits::rtc_clock),
+    ("acpi-tables", exits::acpi_tables),
+    ("hlt-wake", events::hlt_wake),
+    ("sti-shadow", events::sti_shadow),
+    ("exceptions", events::exceptions),
+    ("exception-during-exit", events::exception_during_exit),
+    ("single-step", events::single_step),
+    ("nmi", events::nmi),
+    ("page-fault", events::page_fault),
+    ("real-mode", modes::real_mode),
+    ("protected-mode", modes::protected_mode),
+    ("user-mode", modes::user_mode),
+    ("timer-pit", timers::pit),
+    ("timer-pit-irq", timers::pit_irq),
+    ("timer-pm", timers::pm_timer),
+    ("timer-lapic-oneshot", timers::lapic_one_shot),
+    ("timer-lapic-periodic", timers::lapic_periodic),
+    ("timer-tsc-deadline", timers::tsc_deadline),
+    ("timer-rtc", timers::rtc_periodic),
+    ("timers-agree", timers::agree),
+    ("pic-delivery", irq::pic_delivery),
+    ("ioapic-delivery", irq::ioapic_delivery),
+    ("lapic-priority", irq::lapic_priority),
+    ("self-ipi", irq::self_ipi),
+    ("x2apic", irq::x2apic),
+    ("serial-irq", irq::serial_irq),
+    ("debug-exit", ends::debug_exit),
+    ("triple-fault", ends::triple_fault),
+    ("reset-cf9", ends::reset_cf9),
+    ("reset-8042", ends::reset_8042),
+    ("power-off", ends::power_off),
     ("bench", bench::run),
 ];

@@ -1,7 +1,7 @@
 //! What every case stands on: entry, serial output, ports, MSRs, exceptions and interrupts, the verdict.
 
 pub mod apic;
-mod boot;
+pub mod boot;
 pub mod cpu;
 pub mod interrupts;
 pub mod pic;
@@ -10,7 +10,7 @@ pub mod time;
 pub use boot::BootInfo;
 use core::fmt;
 pub use cpu::{cpuid, inb, inl, inw, outb, outl, outw, rdmsr, rdtsc, wrmsr};
-pub use interrupts::{Frame, catch, catch_msr_read, catch_msr_write, on_interrupt};
+pub use interrupts::{catch, catch_msr_read, catch_msr_write, on_interrupt};
 
 /// How a case ends.
 pub enum Verdict {
@@ -28,8 +28,9 @@ pub fn exit(verdict: Verdict) -> ! {
     }
 }
 
-/// Serial port, IDT.
+/// Serial port, 8259s masked, IDT.
 pub fn init() {
+    pic::mask_all();
     // 115200 8n1, FIFO on, DTR + RTS + OUT2, no interrupts.
     for (port, value) in [(0x3f9, 0), (0x3fb, 0x80), (0x3f8, 1), (0x3f9, 0), (0x3fb, 3), (0x3fa, 7), (0x3fc, 0xb)] {
         outb(port, value);

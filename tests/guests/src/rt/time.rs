@@ -1,14 +1,27 @@
 //! Clocks other than the TSC, and waiting.
 
 use super::{cpuid, inb, inl, outb, rdtsc};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 pub const PIT_HZ: u64 = 1_193_182;
 pub const PM_HZ: u64 = 3_579_545;
 pub const PM_TIMER: u16 = 0x608;
 
-/// The TSC's frequency in Hz as the hypervisor's timing leaf says.
+static TSC_HZ: AtomicU64 = AtomicU64::new(0);
+
+/// The TSC's frequency in Hz as the hypervisor's timing leaf says; without a hypervisor, measured against the PM timer.
 pub fn tsc_hz() -> u64 {
-    u64::from(cpuid(0x4000_0010, 0)[0]) * 1000
+    let mut hz = TSC_HZ.load(Ordering::Relaxed);
+    if hz == 0 {
+        hz = u64::from(cpuid(0x4000_0010, 0)[0]) * 1000;
+        if cpuid(1, 0)[2] >> 31 == 0 || cpuid(0x4000_0000, 0)[0] < 0x4000_0010 || hz == 0 {
+            let (pm0, tsc0) = (pm(), rdtsc());
+            while pm().wrapping_sub(pm0) < 357_954 {}
+            hz = (rdtsc() - tsc0) * PM_HZ / u64::from(pm().wrapping_sub(pm0));
+        }
+        TSC_HZ.store(hz, Ordering::Relaxed);
+    }
+    hz
 }
 
 pub fn pm() -> u32 {

@@ -1,0 +1,101 @@
+//! Which MSRs a guest reads and writes without an exit.
+//!
+//! Manual: see [`super::spec`], 25.6.9.
+
+use x86defs::msr;
+
+/// One page: read bitmaps for MSRs 0..=1fff and c0000000..=c0001fff, then write bitmaps for the same. A set bit means an exit.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub struct MsrBitmap([u8; 4096]);
+
+/// MSRs that are switched with the vCPU, at each entry or when a CPU takes it, and whose values the CPU checks itself.
+const SWITCHED: [u32; 10] = [
+    msr::IA32_SYSENTER_CS,
+    msr::IA32_SYSENTER_ESP,
+    msr::IA32_SYSENTER_EIP,
+    msr::IA32_FS_BASE,
+    msr::IA32_GS_BASE,
+    msr::IA32_KERNEL_GS_BASE,
+    msr::IA32_STAR,
+    msr::IA32_LSTAR,
+    msr::IA32_CSTAR,
+    msr::IA32_FMASK,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Read,
+    Write,
+}
+
+impl MsrBitmap {
+    /// Everything exits but the switched MSRs, reads of EFER, and, if it is switched, TSC_AUX.
+    #[must_use]
+    pub fn new(tsc_aux: bool) -> Self {
+        let mut bitmap = Self([0xff; 4096]);
+        for index in SWITCHED {
+            bitmap.pass(index, Direction::Read);
+            bitmap.pass(index, Direction::Write);
+        }
+        // The guest runs with its own EFER. Writes exit: they have reserved bits to check, and LMA to keep.
+        bitmap.pass(msr::IA32_EFER, Direction::Read);
+        if tsc_aux {
+            bitmap.pass(msr::IA32_TSC_AUX, Direction::Read);
+            bitmap.pass(msr::IA32_TSC_AUX, Direction::Write);
+        }
+        bitmap
+    }
+
+    fn bit(index: u32, direction: Direction) -> Option<(usize, u8)> {
+        let (base, offset) = match index {
+            0..=0x1fff => (0, index),
+            0xc000_0000..=0xc000_1fff => (0x400, index - 0xc000_0000),
+            _ => return None,
+        };
+        let base = if direction == Direction::Write { base + 0x800 } else { base };
+        Some((base + offset as usize / 8, 1 << (offset % 8)))
+    }
+
+    fn pass(&mut self, index: u32, direction: Direction) {
+        if let Some((byte, mask)) = Self::bit(index, direction) {
+            self.0[byte] &= !mask;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exits(bitmap: &MsrBitmap, index: u32, direction: Direction) -> bool {
+        MsrBitmap::bit(index, direction).is_none_or(|(byte, mask)| bitmap.0[byte] & mask != 0)
+    }
+
+    #[test]
+    fn only_the_listed_msrs_pass() {
+        let bitmap = MsrBitmap::new(true);
+        let passes = |direction| {
+            (0..0x2000).chain(0xc000_0000..0xc000_2000).filter(|&i| !exits(&bitmap, i, direction)).collect::<std::vec::Vec<_>>()
+        };
+        assert_eq!(
+            passes(Direction::Read),
+            [
+                0x174, 0x175, 0x176, 0xc000_0080, 0xc000_0081, 0xc000_0082, 0xc000_0083, 0xc000_0084, 0xc000_0100, 0xc000_0101,
+                0xc000_0102, 0xc000_0103
+            ]
+        );
+        assert!(!passes(Direction::Write).contains(&0xc000_0080));
+        assert_eq!(passes(Direction::Write).len(), 11);
+        assert!(exits(&MsrBitmap::new(false), msr::IA32_TSC_AUX, Direction::Write));
+    }
+
+    #[test]
+    fn layout() {
+        // 25.6.9: LSTAR (c0000082) writes are bit 2 of byte 0x10 in the last KiB; SYSENTER_ESP (175) reads bit 5 of byte 0x2e in the first.
+        let bitmap = MsrBitmap::new(false);
+        assert_eq!(bitmap.0[0xc10], 0xff & !0b1_1110);
+        assert_eq!(bitmap.0[0x410], 0xff & !0b1_1111, "EFER can be read as well");
+        assert_eq!(bitmap.0[0x2e], 0xff & !0b111_0000);
+    }
+}

@@ -1,0 +1,477 @@
+//! Guest configurations: one TOML file a guest, with the keys of xl.cfg(5) and their meaning, units and defaults there.
+//!
+//! Everything in a file is checked before the guest exists, and every reason to refuse it is reported, with file, line and key.
+//! `docs/guest-config.md` is the manual.
+
+mod error;
+mod keys;
+
+pub use error::{ConfigError, Reason};
+pub use keys::Key;
+
+use alloc::{format, string::String, vec::Vec};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+/// Most vCPUs that a guest can have.
+pub const MAX_VCPUS: u32 = 1;
+/// Most memory that can be asked for, in MiB (16 TiB). What there really is, the host says when the guest is created.
+pub const MAX_MEMORY_MIB: u64 = 1 << 24;
+/// Longest configuration that is read, in bytes.
+pub const MAX_BYTES: usize = 1 << 16;
+/// Longest guest name, in bytes.
+pub const MAX_NAME: usize = 64;
+
+/// A guest as its configuration describes it, checked and with defaults filled in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GuestConfig {
+    /// The name of the file, for messages.
+    pub file: String,
+    /// Letters, digits and `._+@-`, 1 to [`MAX_NAME`] bytes.
+    pub name: String,
+    /// Bytes; a multiple of 1 MiB, not zero.
+    pub memory: u64,
+    /// 1..=[`MAX_VCPUS`]
+    pub vcpus: u32,
+    /// Names of boot modules.
+    pub kernel: String,
+    pub ramdisk: Option<String>,
+    /// The kernel's command line, composed as xl does from cmdline, or from root and extra.
+    pub cmdline: String,
+    /// Where the guest's first serial port leads.
+    pub serial: Serial,
+    pub on_poweroff: Action,
+    pub on_reboot: Action,
+    pub on_crash: Action,
+    /// Port of the ISA debug-exit device.
+    pub isa_debug_exit: Option<u16>,
+    /// Remarks that do not keep the guest from starting.
+    pub warnings: Vec<ConfigError>,
+    lines: Lines,
+}
+
+/// Where a guest's serial port leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Serial {
+    /// To the hypervisor's console.
+    Pty,
+    /// Nowhere: what the guest writes is dropped, and it never reads anything. The port is there all the same.
+    None,
+}
+
+/// What to do with a guest that has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Free all that it has.
+    Destroy,
+    /// Start it again from its configuration.
+    Restart,
+    /// Keep it under another name for examination, and start it again.
+    RenameRestart,
+    /// Keep it for examination.
+    Preserve,
+}
+
+/// The line of each key that the file has, by [`Key`]; 0 for the others.
+type Lines = [u32; Key::ALL.len()];
+
+impl GuestConfig {
+    /// The line of a key, 1 if the file does not have it.
+    #[must_use]
+    pub fn line(&self, key: Key) -> u32 {
+        line_of(&self.lines, key)
+    }
+
+    /// A reason to refuse this guest that was found after its configuration had been read.
+    #[must_use]
+    pub fn error(&self, key: Key, reason: Reason) -> ConfigError {
+        ConfigError { file: self.file.clone(), line: self.line(key), key: key.as_str().into(), reason }
+    }
+}
+
+fn line_of(lines: &Lines, key: Key) -> u32 {
+    lines.get(key as usize).copied().unwrap_or(0).max(1)
+}
+
+/// Reads a configuration from a file's bytes. `file` is its name, for messages.
+///
+/// # Errors
+/// Every reason to refuse it, in the order of lines; at least one.
+pub fn parse_bytes(file: &str, bytes: &[u8]) -> Result<GuestConfig, Vec<ConfigError>> {
+    match core::str::from_utf8(bytes) {
+        Ok(text) => parse(file, text),
+        Err(error) => {
+            let before = bytes.get(..error.valid_up_to()).unwrap_or_default();
+            let line = 1 + before.iter().filter(|&&b| b == b'\n').count() as u32;
+            Err(Vec::from([ConfigError { file: file.into(), line, key: "-".into(), reason: Reason::NotUtf8 }]))
+        }
+    }
+}
+
+/// Reads a configuration. `file` is its name, for messages.
+///
+/// # Errors
+/// Every reason to refuse it, in the order of lines; at least one. Of a file that is not TOML, the first.
+pub fn parse(file: &str, text: &str) -> Result<GuestConfig, Vec<ConfigError>> {
+    let error = |line, key: &str, reason| ConfigError { file: file.into(), line, key: key.into(), reason };
+    if text.len() > MAX_BYTES {
+        return Err(Vec::from([error(1, "-", Reason::FileTooLong { bytes: text.len() })]));
+    }
+    let table = DeTable::parse(text).map_err(|e| {
+        let at = e.span().map_or(text.len(), |s| s.start);
+        let (line, key, reason) = syntax_reason(text, at, e.message());
+        Vec::from([error(line, key, reason)])
+    })?;
+
+    let mut reader = Reader { file, lines: [0; Key::ALL.len()], values: [const { None }; Key::ALL.len()], errors: Vec::new() };
+    for (name, value) in table.get_ref() {
+        let line = line_at(text, name.span().start);
+        let name = name.get_ref();
+        if let Some(key) = Key::find(name) {
+            reader.lines[key as usize] = line;
+            reader.values[key as usize] = Some(value);
+        } else {
+            let reason = match name.as_ref() {
+                "builder" => Reason::ObsoleteKey { instead: Key::Type },
+                name if keys::xl_knows(name) => Reason::UnsupportedKey,
+                name => Reason::UnknownKey { suggestion: keys::suggest(name) },
+            };
+            reader.errors.push(error(line, name, reason));
+        }
+    }
+    let config = reader.read();
+    match config {
+        Some(config) if reader.errors.is_empty() => Ok(config),
+        _ => {
+            reader.errors.sort_by_key(|e| e.line);
+            Err(reader.errors)
+        }
+    }
+}
+
+/// The line of a byte offset, from 1.
+fn line_at(text: &str, offset: usize) -> u32 {
+    1 + text.bytes().take(offset).filter(|&b| b == b'\n').count() as u32
+}
+
+/// Puts a TOML error into the words of somebody who writes xl configurations: line, key as far as it can be told, and reason.
+fn syntax_reason<'t>(text: &'t str, offset: usize, message: &str) -> (u32, &'t str, Reason) {
+    // An error at the end of a line may be reported at the start of the next one.
+    let offset = offset.min(text.len());
+    let start = text.get(..offset).and_then(|t| t.rfind('\n')).map_or(0, |n| n + 1);
+    let line = text.get(start..).and_then(|t| t.lines().next()).unwrap_or("");
+    let (key, value) = line.split_once('=').unwrap_or((line, ""));
+    let (key, value) = (key.trim(), value.trim());
+    let append = key.ends_with('+');
+    let key = key.trim_end_matches('+').trim_end();
+    let bare = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    let digits = value.trim_end_matches(|c: char| c == ';' || c.is_whitespace());
+    let reason = if message.contains("duplicate key") {
+        Reason::DuplicateKey
+    } else if append {
+        Reason::Append
+    } else if has_semicolon(line) {
+        Reason::Semicolon
+    } else if digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit()) {
+        Reason::LeadingZero
+    } else if bare && value.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/') {
+        Reason::Unquoted
+    } else {
+        Reason::Syntax(message.into())
+    };
+    (line_at(text, offset), if bare { key } else { "-" }, reason)
+}
+
+/// True if a line has a `;` outside of strings and comments.
+fn has_semicolon(line: &str) -> bool {
+    let mut quote = None;
+    for c in line.chars() {
+        match (quote, c) {
+            (None, '#') => return false,
+            (None, ';') => return true,
+            (None, '"' | '\'') => quote = Some(c),
+            (Some(q), c) if q == c => quote = None,
+            _ => {}
+        }
+    }
+    false
+}
+
+/// The values of a file on their way into a [`GuestConfig`]. Each method takes one key, writes down what is wrong with it, and
+/// gives `None` then.
+struct Reader<'f, 't> {
+    file: &'f str,
+    lines: Lines,
+    values: [Option<&'t Spanned<DeValue<'t>>>; Key::ALL.len()],
+    errors: Vec<ConfigError>,
+}
+
+impl<'t> Reader<'_, 't> {
+    fn read(&mut self) -> Option<GuestConfig> {
+        let name = self.name();
+        self.guest_type();
+        let memory = self.memory();
+        let vcpus = self.vcpus();
+        let kernel = self.required(Key::Kernel);
+        let ramdisk = self.optional_text(Key::Ramdisk);
+        let (cmdline, warnings) = self.cmdline();
+        let serial = self.serial();
+        let on_poweroff = self.action(Key::OnPoweroff, Action::Destroy);
+        let on_reboot = self.action(Key::OnReboot, Action::Restart);
+        let on_crash = self.action(Key::OnCrash, Action::Destroy);
+        let isa_debug_exit = self.number(Key::IsaDebugExit, 0, u16::MAX.into()).and_then(|port| u16::try_from(port).ok());
+        // Whatever is missing here has left an error behind.
+        Some(GuestConfig {
+            file: self.file.into(),
+            name: name?,
+            memory: memory?,
+            vcpus: vcpus?,
+            kernel: kernel?,
+            ramdisk,
+            cmdline,
+            serial: serial?,
+            on_poweroff: on_poweroff?,
+            on_reboot: on_reboot?,
+            on_crash: on_crash?,
+            isa_debug_exit,
+            warnings,
+            lines: self.lines,
+        })
+    }
+
+    fn value(&self, key: Key) -> Option<&'t DeValue<'t>> {
+        self.values.get(key as usize).copied().flatten().map(Spanned::get_ref)
+    }
+
+    fn error(&self, key: Key, reason: Reason) -> ConfigError {
+        ConfigError { file: self.file.into(), line: line_of(&self.lines, key), key: key.as_str().into(), reason }
+    }
+
+    fn refuse(&mut self, key: Key, reason: Reason) {
+        let error = self.error(key, reason);
+        self.errors.push(error);
+    }
+
+    /// A string, if the key is there.
+    fn text(&mut self, key: Key) -> Option<&'t str> {
+        let value = self.value(key)?;
+        let text = value.as_str();
+        if text.is_none() {
+            self.refuse(key, Reason::WrongType { expected: "a string", found: type_name(value) });
+        }
+        text
+    }
+
+    /// A string that is not empty, if the key is there.
+    fn optional_text(&mut self, key: Key) -> Option<String> {
+        let text = self.text(key)?;
+        if text.is_empty() {
+            self.refuse(key, Reason::Empty);
+            return None;
+        }
+        Some(text.into())
+    }
+
+    fn required(&mut self, key: Key) -> Option<String> {
+        if self.value(key).is_none() {
+            self.refuse(key, Reason::Missing);
+        }
+        self.optional_text(key)
+    }
+
+    /// A whole number of `min..=max`, if the key is there. As for xl, it may stand in quotes.
+    fn number(&mut self, key: Key, min: u64, max: u64) -> Option<u64> {
+        let (text, number) = match self.value(key)? {
+            DeValue::Integer(n) => (format!("{n}"), u64::from_str_radix(n.as_str(), n.radix()).ok()),
+            DeValue::String(s) => (format!("{s:?}"), xl_number(s)),
+            DeValue::Float(n) => (n.as_str().into(), None),
+            other => {
+                self.refuse(key, Reason::WrongType { expected: "a whole number", found: type_name(other) });
+                return None;
+            }
+        };
+        let number = number.filter(|n| (min..=max).contains(n));
+        if number.is_none() {
+            self.refuse(key, Reason::OutOfRange { value: text, min, max });
+        }
+        number
+    }
+
+    fn name(&mut self) -> Option<String> {
+        let name = self.required(Key::Name)?;
+        // Names stand in log lines that tools parse, and in commands.
+        let good = |b: u8| b.is_ascii_alphanumeric() || b"._+@-".contains(&b);
+        if name.len() > MAX_NAME || !name.bytes().all(good) {
+            self.refuse(Key::Name, Reason::BadValue { value: name, expected: "1 to 64 letters, digits and . _ + @ -" });
+            return None;
+        }
+        Some(name)
+    }
+
+    fn guest_type(&mut self) {
+        match self.text(Key::Type) {
+            None | Some("hvm") => {}
+            Some(value @ ("pv" | "pvh")) => self.refuse(Key::Type, Reason::UnsupportedValue { value: value.into() }),
+            Some(value) => self.refuse(Key::Type, Reason::BadValue { value: value.into(), expected: "\"hvm\"" }),
+        }
+    }
+
+    /// In bytes.
+    fn memory(&mut self) -> Option<u64> {
+        if self.value(Key::Memory).is_none() {
+            self.refuse(Key::Memory, Reason::Missing);
+        }
+        let memory = self.number(Key::Memory, 1, MAX_MEMORY_MIB);
+        let maxmem = self.number(Key::Maxmem, 1, MAX_MEMORY_MIB);
+        if let (Some(memory), Some(maxmem)) = (memory, maxmem)
+            && maxmem != memory
+        {
+            self.refuse(Key::Maxmem, Reason::MaxmemDiffers { maxmem, memory });
+        }
+        Some(memory? << 20)
+    }
+
+    fn vcpus(&mut self) -> Option<u32> {
+        if self.value(Key::Vcpus).is_none() {
+            return Some(1);
+        }
+        let value = self.number(Key::Vcpus, 1, u32::MAX.into())?;
+        match u32::try_from(value) {
+            Ok(vcpus) if vcpus <= MAX_VCPUS => Some(vcpus),
+            _ => {
+                self.refuse(Key::Vcpus, Reason::TooManyVcpus { value, max: MAX_VCPUS });
+                None
+            }
+        }
+    }
+
+    /// As xl composes it: cmdline alone, or `root=ROOT EXTRA`.
+    fn cmdline(&mut self) -> (String, Vec<ConfigError>) {
+        let [cmdline, root, extra] = [Key::Cmdline, Key::Root, Key::Extra].map(|key| {
+            let text = self.text(key)?;
+            if text.contains('\0') {
+                self.refuse(key, Reason::Nul);
+                return None;
+            }
+            Some(text)
+        });
+        let mut warnings = Vec::new();
+        if let Some(cmdline) = cmdline {
+            for (key, given) in [(Key::Root, root), (Key::Extra, extra)] {
+                if given.is_some() {
+                    warnings.push(self.error(key, Reason::IgnoredForCmdline));
+                }
+            }
+            return (cmdline.into(), warnings);
+        }
+        let text = match (root, extra) {
+            (Some(root), Some(extra)) => format!("root={root} {extra}"),
+            (Some(root), None) => format!("root={root}"),
+            (None, Some(extra)) => extra.into(),
+            (None, None) => String::new(),
+        };
+        (text, warnings)
+    }
+
+    /// One device, or a list of them, the first for the first port.
+    fn serial(&mut self) -> Option<Serial> {
+        const EXPECTED: &str = "\"pty\" or \"none\"";
+        let Some(value) = self.value(Key::Serial) else {
+            return Some(Serial::Pty);
+        };
+        let device = match value {
+            DeValue::String(_) => value,
+            DeValue::Array(list) => {
+                let others = list.iter().skip(1).filter(|v| v.get_ref().as_str() != Some("none")).count();
+                if others > 0 {
+                    self.refuse(Key::Serial, Reason::TooManySerialPorts { count: list.len() });
+                    return None;
+                }
+                match list.first() {
+                    Some(first) => first.get_ref(),
+                    None => return Some(Serial::None),
+                }
+            }
+            other => {
+                self.refuse(Key::Serial, Reason::WrongType { expected: "a string or a list of strings", found: type_name(other) });
+                return None;
+            }
+        };
+        match device.as_str() {
+            Some("pty") => Some(Serial::Pty),
+            Some("none") => Some(Serial::None),
+            Some(text) => {
+                // The other character devices of QEMU, as xl passes them on.
+                let kind = text.split(':').next().unwrap_or("");
+                let known = ["vc", "null", "stdio", "file", "pipe", "dev", "tcp", "udp", "telnet", "unix", "msmouse", "chardev"];
+                let value = text.into();
+                let reason = if known.contains(&kind) || text.starts_with("/dev/") {
+                    Reason::UnsupportedValue { value }
+                } else {
+                    Reason::BadValue { value, expected: EXPECTED }
+                };
+                self.refuse(Key::Serial, reason);
+                None
+            }
+            None => {
+                self.refuse(Key::Serial, Reason::WrongType { expected: "a list of strings", found: "a list of other values" });
+                None
+            }
+        }
+    }
+
+    fn action(&mut self, key: Key, default: Action) -> Option<Action> {
+        if self.value(key).is_none() {
+            return Some(default);
+        }
+        match self.text(key)? {
+            "destroy" => Some(Action::Destroy),
+            "restart" => Some(Action::Restart),
+            "rename-restart" => Some(Action::RenameRestart),
+            "preserve" => Some(Action::Preserve),
+            value @ ("coredump-destroy" | "coredump-restart" | "soft-reset") => {
+                self.refuse(key, Reason::UnsupportedValue { value: value.into() });
+                None
+            }
+            value => {
+                let expected = "\"destroy\", \"restart\", \"rename-restart\" or \"preserve\"";
+                self.refuse(key, Reason::BadValue { value: value.into(), expected });
+                None
+            }
+        }
+    }
+}
+
+/// A number as xl reads it: decimal, octal with a leading 0, hexadecimal with 0x.
+fn xl_number(text: &str) -> Option<u64> {
+    let (digits, radix) = match text.strip_prefix('0') {
+        Some(rest) => match rest.strip_prefix(['x', 'X']) {
+            Some(hex) => (hex, 16),
+            None if rest.is_empty() => (text, 10),
+            None => (rest, 8),
+        },
+        None => (text, 10),
+    };
+    // from_str_radix would take a sign.
+    if !digits.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        return None;
+    }
+    u64::from_str_radix(digits, radix).ok()
+}
+
+fn type_name(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "a number",
+        DeValue::Float(_) => "a fraction",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+//! Interrupt delivery through the 8259, the IOAPIC and the local APIC.
+
+use crate::rt::{
+    BootInfo, apic, catch_msr_read, catch_msr_write, check, check_eq, cpu, inb, interrupts, on_interrupt, outb, pic, rdmsr, time, wrmsr,
+};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+const LOW: u8 = 0x45;
+const HIGH: u8 = 0x85;
+
+/// The 8259 delivers PIT interrupts in virtual-wire mode, with the vector of ICW2; in service until EOI; ISR and IRR read back.
+pub fn pic_delivery(_: &BootInfo) {
+    pic::init(0x30);
+    static IN_SERVICE: AtomicU32 = AtomicU32::new(0);
+    on_interrupt(0x30, |_| {
+        outb(0x20, 0x0b);
+        IN_SERVICE.store(inb(0x20).into(), Ordering::SeqCst);
+        pic::eoi(0);
+    });
+    time::pit_set(0, 0, 1000);
+    pic::unmask(0);
+    cpu::sti();
+    check!(time::wait_for(1_000_000, || interrupts::count(0x30) == 1), "the interrupt comes at vector 0x30");
+    check_eq!(IN_SERVICE.load(Ordering::SeqCst), 1, "IRQ 0 in service");
+    cpu::cli();
+    outb(0x20, 0x0b);
+    check_eq!(inb(0x20), 0, "nothing in service after EOI");
+    // Masked, it stays in the IRR.
+    pic::mask_all();
+    time::pit_set(0, 0, 1000);
+    time::spin_us(3000);
+    outb(0x20, 0x0a);
+    check_eq!(inb(0x20) & 1, 1, "pending in the IRR while masked");
+    cpu::sti();
+    time::spin_us(1000);
+    check_eq!(interrupts::count(0x30), 1, "not delivered while masked");
+    pic::unmask(0);
+    check!(time::wait_for(1_000_000, || interrupts::count(0x30) == 2), "delivered once unmasked");
+}
+
+/// IOAPIC pin 2 carries the PIT: edge-triggered, with the entry's vector; a masked entry delivers nothing.
+pub fn ioapic_delivery(_: &BootInfo) {
+    pic::init(0x20);
+    apic::enable();
+    on_interrupt(LOW, |_| apic::eoi());
+    apic::route(2, LOW.into(), 0);
+    cpu::sti();
+    time::pit_set(0, 0, 2000);
+    check!(time::wait_for(1_000_000, || interrupts::count(LOW) == 1), "one interrupt");
+    time::spin_us(5000);
+    check_eq!(interrupts::count(LOW), 1, "and only one");
+    time::pit_set(0, 2, 2000);
+    check!(time::wait_for(1_000_000, || interrupts::count(LOW) >= 10), "mode 2 keeps coming");
+    apic::route(2, 1 << 16, 0);
+    let count = interrupts::count(LOW);
+    time::spin_us(5000);
+    check_eq!(interrupts::count(LOW), count, "masked");
+    check_eq!(apic::io_read(0x14) & 1 << 16, 1 << 16, "the entry reads back");
+}
+
+static ORDER: AtomicU32 = AtomicU32::new(0);
+
+/// Priorities: the higher class first, TPR holds back its class and below, a nested interrupt only of a higher class (SDM vol. 3A, 11.8.3).
+pub fn lapic_priority(_: &BootInfo) {
+    apic::enable();
+    on_interrupt(LOW, |_| {
+        ORDER.store(ORDER.load(Ordering::SeqCst) << 8 | u32::from(LOW), Ordering::SeqCst);
+        apic::eoi();
+    });
+    on_interrupt(HIGH, |_| {
+        ORDER.store(ORDER.load(Ordering::SeqCst) << 8 | u32::from(HIGH), Ordering::SeqCst);
+        // A lower one stays pending while this is in service, even with interrupts on.
+        apic::write(apic::reg::ICR_LOW, 0x4_4000 | u32::from(LOW));
+        cpu::sti();
+        time::spin_us(200);
+        cpu::cli();
+        check_eq!(apic::read(apic::reg::ISR + 0x40), 1 << 5, "in service");
+        check_eq!(apic::read(apic::reg::IRR + 0x20), 1 << 5, "the lower one is pending");
+        check_eq!(apic::read(apic::reg::PPR), 0x80, "processor priority");
+        apic::eoi();
+    });
+    apic::write(apic::reg::TPR, 0x80);
+    apic::write(apic::reg::ICR_LOW, 0x4_4000 | u32::from(LOW));
+    apic::write(apic::reg::ICR_LOW, 0x4_4000 | u32::from(HIGH));
+    cpu::sti();
+    time::spin_us(500);
+    check_eq!(ORDER.load(Ordering::SeqCst), 0, "TPR 0x80 holds both back");
+    apic::write(apic::reg::TPR, 0x70);
+    time::wait_for(1_000_000, || interrupts::count(HIGH) == 1);
+    check_eq!(ORDER.load(Ordering::SeqCst), 0x85, "only the higher class passes TPR 0x70");
+    apic::write(apic::reg::TPR, 0);
+    check!(time::wait_for(1_000_000, || interrupts::count(LOW) == 1), "then the lower");
+    check_eq!(ORDER.load(Ordering::SeqCst), 0x8545, "in this order");
+}
+
+/// Self IPIs by destination, by shorthand and to all; one interrupt each.
+pub fn self_ipi(_: &BootInfo) {
+    apic::enable();
+    on_interrupt(LOW, |_| apic::eoi());
+    cpu::sti();
+    let id = apic::read(apic::reg::ID) >> 24;
+    let send = |high: u32, low: u32| {
+        let before = interrupts::count(LOW);
+        apic::write(apic::reg::ICR_HIGH, high);
+        apic::write(apic::reg::ICR_LOW, low | u32::from(LOW));
+        check!(time::wait_for(1_000_000, || interrupts::count(LOW) == before + 1), "ICR {high:#x} {low:#x}");
+    };
+    send(id << 24, 0x4000);
+    send(0, 0x4_4000);
+    send(0, 0x8_4000);
+    send(0xff << 24, 0x4000);
+    apic::write(apic::reg::LDR, 1 << 24);
+    apic::write(apic::reg::DFR, 0xffff_ffff);
+    send(1 << 24, 0x4800);
+    send(1 << 24, 0x4900);
+    let before = interrupts::count(LOW);
+    apic::write(apic::reg::ICR_LOW, 0xc_4000 | u32::from(LOW));
+    apic::write(apic::reg::ICR_HIGH, 5 << 24);
+    apic::write(apic::reg::ICR_LOW, 0x4000 | u32::from(LOW));
+    time::spin_us(1000);
+    check_eq!(interrupts::count(LOW), before, "all-but-self and an absent destination reach nobody");
+}
+
+/// x2APIC: the switch, MSR access, reserved bits, self IPI; going back needs a disable (SDM vol. 3A, 11.12).
+pub fn x2apic(_: &BootInfo) {
+    apic::enable();
+    let base = rdmsr(apic::APIC_BASE);
+    check!(catch_msr_write(apic::APIC_BASE, base & !(1 << 11) | 1 << 10).is_err(), "x2APIC without enable");
+    apic::enable_x2();
+    check_eq!(rdmsr(0x802), 0, "id");
+    check_eq!(rdmsr(0x80d), 1, "logical id: cluster 0, bit 0");
+    check_eq!(apic::read(apic::reg::VERSION), 0xffff_ffff, "the MMIO page is gone");
+    check!(catch_msr_read(0x80e).is_err(), "no DFR");
+    check!(catch_msr_read(0x831).is_err(), "no ICR high");
+    check!(catch_msr_write(0x802, 0).is_err(), "id is read-only");
+    check!(catch_msr_write(0x80b, 1).is_err(), "EOI takes only zero");
+    check!(catch_msr_write(0x808, 0x100).is_err(), "TPR reserved bits");
+    on_interrupt(LOW, |_| wrmsr(0x80b, 0));
+    cpu::sti();
+    wrmsr(0x83f, LOW.into());
+    check!(time::wait_for(1_000_000, || interrupts::count(LOW) == 1), "self-IPI register");
+    wrmsr(0x830, 0x4000 | u64::from(LOW));
+    check!(time::wait_for(1_000_000, || interrupts::count(LOW) == 2), "64-bit ICR, destination 0");
+    wrmsr(0x830, 0xffff_ffff << 32 | 0x4000 | u64::from(LOW));
+    check!(time::wait_for(1_000_000, || interrupts::count(LOW) == 3), "broadcast");
+    cpu::cli();
+    check!(catch_msr_write(apic::APIC_BASE, base).is_err(), "x2APIC to xAPIC directly");
+    wrmsr(apic::APIC_BASE, base & !(3 << 10));
+    wrmsr(apic::APIC_BASE, base);
+    check_eq!(apic::read(apic::reg::VERSION) & 0xf0, 0x10, "back in xAPIC mode");
+}
+
+/// COM1's transmit interrupt through IOAPIC pin 4, and its identification (PC16550D, 8.6.4).
+pub fn serial_irq(_: &BootInfo) {
+    apic::enable();
+    static IIR: AtomicU32 = AtomicU32::new(0);
+    on_interrupt(LOW, |_| {
+        IIR.store(inb(0x3fa).into(), Ordering::SeqCst);
+        outb(0x3f9, 0);
+        apic::eoi();
+    });
+    time::wait_for(1_000_000, || inb(0x3fd) & 0x40 != 0);
+    apic::route(4, LOW.into(), 0);
+    cpu::sti();
+    outb(0x3f9, 2);
+    check!(time::wait_for(1_000_000, || interrupts::count(LOW) == 1), "transmitter-empty interrupt");
+    check_eq!(IIR.load(Ordering::SeqCst) & 0xf, 2, "identification");
+}

@@ -1,0 +1,230 @@
+//! The default guest: Debian's own cloud kernel, and an initramfs of busybox and one script.
+
+use std::{
+    fs,
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use runner::{cpio::Archive, feed::PROMPT_HOST};
+
+use crate::tools::{self, Consent};
+
+/// Always names the current version of the kernel that Debian makes for virtual machines.
+const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
+const BUSYBOX_PACKAGE: &str = "busybox-static";
+
+/// A terminal's size and type, for the guest to know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Terminal {
+    pub rows: u16,
+    pub columns: u16,
+    /// `TERM`.
+    pub kind: String,
+}
+
+/// Debian's cloud kernel, from the cache or fetched by apt.
+pub fn kernel(cache: &Path, consent: Consent) -> Result<PathBuf> {
+    let folder = cache.join("debian");
+    let kernel = folder.join("vmlinuz");
+    if kernel.is_file() {
+        return Ok(kernel);
+    }
+    tools::need(&[tools::DEBIAN], consent)?;
+    if !tools::have_package_lists() {
+        tools::apt(consent.root, &["update"])?;
+    }
+    let fetch = || -> Result<()> {
+        let package = image_package(&KernelDependencies::ask()?)?;
+        unpack(&package, &folder, |unpacked| {
+            let boot = unpacked.join("boot");
+            let image = fs::read_dir(&boot)?
+                .filter_map(Result::ok)
+                .find(|e| e.file_name().to_string_lossy().starts_with("vmlinuz-"))
+                .with_context(|| format!("{package} holds no kernel"))?;
+            Ok((image.path(), kernel.clone()))
+        })
+    };
+    // Old lists name a version that the server no longer has.
+    fetch().or_else(|error| {
+        eprintln!("xtask: {error:#}; asking for new package lists");
+        tools::apt(consent.root, &["update"]).and_then(|()| fetch())
+    })?;
+    Ok(kernel)
+}
+
+struct KernelDependencies(String);
+
+impl KernelDependencies {
+    fn ask() -> Result<Self> {
+        let output = Command::new("apt-cache").args(["depends", KERNEL_PACKAGE]).output().context("cannot run apt-cache")?;
+        ensure!(output.status.success(), "apt knows no package {KERNEL_PACKAGE}");
+        Ok(Self(String::from_utf8_lossy(&output.stdout).into_owned()))
+    }
+}
+
+/// The package with the kernel itself, on which [`KERNEL_PACKAGE`] depends.
+fn image_package(depends: &KernelDependencies) -> Result<String> {
+    depends
+        .0
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        .find(|package| package.starts_with("linux-image-"))
+        .map(str::to_owned)
+        .with_context(|| format!("{KERNEL_PACKAGE} depends on no kernel"))
+}
+
+/// The statically linked busybox: the installed one, else from the cache or fetched by apt.
+fn busybox(cache: &Path, consent: Consent) -> Result<PathBuf> {
+    let installed = Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status}", BUSYBOX_PACKAGE]).output();
+    if installed.is_ok_and(|o| o.stdout == b"installed") && Path::new("/bin/busybox").is_file() {
+        return Ok("/bin/busybox".into());
+    }
+    // Not installed on the host, where it would replace the dynamically linked one.
+    let folder = cache.join("debian");
+    let busybox = folder.join("busybox");
+    if !busybox.is_file() {
+        tools::need(&[tools::DEBIAN], consent)?;
+        if !tools::have_package_lists() {
+            tools::apt(consent.root, &["update"])?;
+        }
+        unpack(BUSYBOX_PACKAGE, &folder, |unpacked| {
+            let places = ["bin/busybox", "usr/bin/busybox"].map(|p| unpacked.join(p));
+            let found = places.into_iter().find(|p| p.is_file()).context("busybox-static holds no busybox")?;
+            Ok((found, busybox.clone()))
+        })?;
+    }
+    Ok(busybox)
+}
+
+/// Fetches a package, unpacks it beside `folder`'s files, and moves one file of it to where `pick` says.
+fn unpack(package: &str, folder: &Path, pick: impl Fn(&Path) -> Result<(PathBuf, PathBuf)>) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let work = tempfile::tempdir_in(folder)?;
+    let spinner = spinner(&format!("fetching Debian's {package}"));
+    let mut download = Command::new("apt-get");
+    if rustix::process::geteuid().is_root() {
+        // Else apt warns that its own user cannot write here.
+        download.args(["-o", "APT::Sandbox::User=root"]);
+    }
+    let output = download.args(["download", package]).current_dir(work.path()).output().context("cannot run apt-get")?;
+    if !output.status.success() {
+        bail!("apt-get download {package} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let archive = fs::read_dir(work.path())?
+        .filter_map(Result::ok)
+        .map(|e| e.path())
+        .find(|p| p.extension().is_some_and(|e| e == "deb"))
+        .with_context(|| format!("apt-get download {package} left nothing"))?;
+    let unpacked = work.path().join("unpacked");
+    let status = Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&unpacked).status().context("cannot run dpkg-deb")?;
+    ensure!(status.success(), "dpkg-deb cannot unpack {}", archive.display());
+    let (from, to) = pick(&unpacked)?;
+    fs::rename(&from, &to).with_context(|| format!("cannot keep {}", from.display()))?;
+    spinner.finish_and_clear();
+    Ok(())
+}
+
+/// A spinner on stderr that says what is being waited for; just the line if nobody is watching.
+pub fn spinner(text: &str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        eprintln!("xtask: {text}");
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})").expect("the template is right");
+    let spinner = ProgressBar::new_spinner().with_style(style).with_message(text.to_owned());
+    spinner.enable_steady_tick(std::time::Duration::from_millis(120));
+    spinner
+}
+
+/// The guest's first process. `/etc/terminal` is written by xtask.
+const INIT: &str = r#"#!/bin/sh
+export PATH=/bin HOME=/root TERM=linux ENV=/etc/shell PS1='\h:\w\$ '
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+hostname HOST
+[ -f /etc/terminal ] && . /etc/terminal
+cd /root
+echo
+echo "This is Debian's own kernel, Linux $(uname -r), in a virtual machine."
+echo "poweroff -f ends it, reboot -f restarts it."
+echo
+# The shell gets the console as its terminal, for job control. Without a first process the kernel would panic: go on if it ends.
+while :; do setsid cttyhack sh; done
+"#;
+
+/// Read by every interactive shell.
+const SHELL: &str = r#"# Asks the terminal for its size, after its window has changed.
+resize() {
+    local old="$(stty -g)" answer
+    stty raw -echo min 0 time 5
+    printf '\0337\033[999;999H\033[6n\0338'
+    answer="$(dd bs=32 count=1 2>/dev/null)"
+    stty "$old"
+    answer="${answer#*[}"
+    answer="${answer%R*}"
+    case "$answer" in
+        [0-9]*\;[0-9]*) stty rows "${answer%;*}" cols "${answer#*;}" ;;
+        *) echo 'resize: the terminal does not answer' ;;
+    esac
+}
+"#;
+
+/// The initramfs, which is small enough not to be kept.
+pub fn initramfs(cache: &Path, terminal: Option<&Terminal>, consent: Consent) -> Result<Vec<u8>> {
+    let busybox = busybox(cache, consent)?;
+    let contents = fs::read(&busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
+    let output = Command::new(&busybox).arg("--list").output().context("cannot run busybox")?;
+    let applets = String::from_utf8(output.stdout)?;
+    ensure!(applets.lines().any(|a| a == "cttyhack"), "{} lacks cttyhack", busybox.display());
+    Ok(build(&contents, applets.lines(), terminal))
+}
+
+fn build<'a>(busybox: &[u8], applets: impl Iterator<Item = &'a str>, terminal: Option<&Terminal>) -> Vec<u8> {
+    let mut archive = Archive::default();
+    for folder in ["bin", "dev", "etc", "proc", "root", "sys", "tmp"] {
+        archive.directory(folder);
+    }
+    // The kernel opens it for the first process, before devtmpfs is mounted.
+    archive.character_device("dev/console", 5, 1);
+    archive.file("init", 0o755, INIT.replace("HOST", PROMPT_HOST).as_bytes());
+    archive.file("etc/shell", 0o644, SHELL.as_bytes());
+    archive.file("etc/passwd", 0o644, b"root::0:0:root:/root:/bin/sh\n");
+    archive.file("etc/group", 0o644, b"root:x:0:\n");
+    if let Some(Terminal { rows, columns, kind }) = terminal {
+        let kind: String = kind.chars().filter(|c| c.is_ascii_alphanumeric() || "-_+.".contains(*c)).collect();
+        archive.file("etc/terminal", 0o644, format!("export TERM={kind}\nstty rows {rows} cols {columns}\n").as_bytes());
+    }
+    archive.file("bin/busybox", 0o755, busybox);
+    for applet in applets.filter(|a| !a.is_empty() && !a.contains('/') && *a != "busybox") {
+        archive.symlink(&format!("bin/{applet}"), "busybox");
+    }
+    archive.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_behind_the_meta_package() {
+        let depends = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-1-cloud-amd64\n  Suggests: linux-image-x\n";
+        assert_eq!(image_package(&KernelDependencies(depends.into())).unwrap(), "linux-image-6.1.0-1-cloud-amd64");
+        assert!(image_package(&KernelDependencies("x\n  Depends: y\n".into())).is_err());
+    }
+
+    #[test]
+    fn the_initramfs_has_what_init_needs() {
+        let terminal = Terminal { rows: 40, columns: 120, kind: "xterm; reboot".into() };
+        let archive = build(b"BB", ["sh", "mount", "busybox", ""].into_iter(), Some(&terminal));
+        let text = String::from_utf8_lossy(&archive);
+        for wanted in ["hostname debian\n", "bin/sh\0", "bin/mount\0", "dev/console\0", "TERM=xtermreboot\nstty rows 40 cols 120\n"] {
+            assert!(text.contains(wanted), "{wanted}");
+        }
+        assert_eq!(text.matches("bin/busybox\0").count(), 1);
+    }
+}

@@ -1,0 +1,102 @@
+//! Where things are in this workspace, and building its freestanding programs.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+/// The target of everything that runs without an operating system.
+pub const BARE_TARGET: &str = "x86_64-unknown-none";
+
+/// The packages that are built for [`BARE_TARGET`].
+pub const BARE_PACKAGES: [&str; 2] = ["bulkhead", "guests"];
+
+#[derive(Clone, Debug)]
+pub struct Workspace {
+    pub root: PathBuf,
+    /// What xtask keeps between runs: downloads and generated images.
+    pub cache: PathBuf,
+}
+
+impl Workspace {
+    pub fn find() -> Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace")?.to_owned();
+        let output = cargo(&root)
+            .args(["metadata", "--no-deps", "--format-version", "1"])
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot run cargo")?;
+        ensure!(output.status.success(), "cargo metadata failed");
+        let metadata: Value = serde_json::from_slice(&output.stdout)?;
+        let target = metadata["target_directory"].as_str().context("cargo metadata names no target directory")?;
+        Ok(Self { root, cache: Path::new(target).join("xtask") })
+    }
+
+    /// A cargo command in the workspace.
+    pub fn cargo(&self) -> Command {
+        cargo(&self.root)
+    }
+
+    /// A cargo command that builds for the bare target: flags meant for the host must not replace those in `.cargo/config.toml`.
+    pub fn cargo_bare(&self) -> Command {
+        let mut command = self.cargo();
+        command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+        command
+    }
+
+    /// Builds the freestanding program of `package`, optimised. Returns its ELF file.
+    pub fn build(&self, package: &str) -> Result<PathBuf> {
+        let output = self
+            .cargo_bare()
+            .args(["build", "--release", "--package", package, "--target", BARE_TARGET])
+            .arg("--message-format=json-render-diagnostics")
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot run cargo")?;
+        ensure!(output.status.success(), "{package} does not build");
+        match executable(&String::from_utf8_lossy(&output.stdout)) {
+            Some(path) => Ok(path),
+            None => bail!("{package} built, but made no executable"),
+        }
+    }
+}
+
+fn cargo(root: &Path) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root);
+    // Set by `cargo run` for this process; they would make each build differ from one started by hand.
+    for name in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PKG_NAME", "CARGO_PKG_VERSION"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// The program in cargo's messages, which are one JSON object a line.
+fn executable(messages: &str) -> Option<PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|m| m["reason"] == "compiler-artifact")
+        .filter_map(|m| m["executable"].as_str().map(PathBuf::from))
+        .next_back()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_is_found_in_cargos_messages() {
+        let messages = r#"
+{"reason":"compiler-artifact","target":{"name":"x86defs"},"executable":null}
+not json
+{"reason":"compiler-artifact","target":{"name":"bulkhead"},"executable":"/t/bulkhead"}
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(executable(messages), Some(PathBuf::from("/t/bulkhead")));
+        assert_eq!(executable(""), None);
+    }
+}
