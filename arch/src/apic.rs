@@ -2,7 +2,7 @@
 //! sheet), and the 8259 pair, which is only put to silence.
 
 use crate::acpi::{InterruptOverride, IoApicInfo};
-use crate::cpu::{cr, features::Features, msr, port, trap};
+use crate::cpu::{features::Features, msr, port, trap};
 use crate::mm::{self, table::MemoryType};
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -31,9 +31,15 @@ pub enum Register {
     Version = 0x30,
     TaskPriority = 0x80,
     EndOfInterrupt = 0xb0,
-    LogicalDestination = 0xd0,
-    DestinationFormat = 0xe0,
     Spurious = 0xf0,
+    InService0 = 0x100,
+    InService1 = 0x110,
+    InService2 = 0x120,
+    InService3 = 0x130,
+    InService4 = 0x140,
+    InService5 = 0x150,
+    InService6 = 0x160,
+    InService7 = 0x170,
     ErrorStatus = 0x280,
     LvtCmci = 0x2f0,
     /// 64 bits wide in x2APIC mode.
@@ -49,6 +55,17 @@ pub enum Register {
     TimerCurrent = 0x390,
     TimerDivide = 0x3e0,
 }
+
+const IN_SERVICE: [Register; 8] = [
+    Register::InService0,
+    Register::InService1,
+    Register::InService2,
+    Register::InService3,
+    Register::InService4,
+    Register::InService5,
+    Register::InService6,
+    Register::InService7,
+];
 
 /// IA32_APIC_BASE: global enable, and x2APIC.
 const BASE_ENABLE: u64 = 1 << 11;
@@ -145,8 +162,11 @@ pub unsafe fn init(features: &Features) -> Mode {
     }
     write(Register::LvtError, u32::from(vectors::ERROR));
     write(Register::ErrorStatus, 0);
-    // Whatever was in service when the loader left is done.
+    // Whatever was in service when the loader left is done: at most one interrupt for each vector.
     for _ in 0..256 {
+        if IN_SERVICE.iter().all(|&register| read(register) == 0) {
+            break;
+        }
         end_of_interrupt();
     }
     mode
@@ -307,12 +327,6 @@ pub fn route_isa(irq: u8, overrides: &[InterruptOverride], vector: u8) -> Result
     io_apic.write(index + 1, id() << 24);
     io_apic.write(index, entry);
     Ok(())
-}
-
-/// True while interrupts are disabled on this CPU, as they are in all host code but [`crate::cpu::wait_for_interrupt`].
-#[must_use]
-pub fn interrupts_disabled() -> bool {
-    cr::rflags() & x86defs::Rflags::IF.bits() == 0
 }
 
 #[cfg(test)]

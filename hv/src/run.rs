@@ -2,13 +2,13 @@
 
 use crate::{
     clock::Clock,
-    config::{self, OnEnd},
+    config::{self, Action, ConfigError, Key, Reason},
     console::Console,
     log,
     options::{Autostart, OnLastGuest, Options},
     sched::Scheduler,
     vcpu::{Activity, Context, Stop, VirtCpu},
-    vm::{Blueprint, BuildError, End, Vm},
+    vm::{Blueprint, End, Vm},
 };
 use alloc::{collections::VecDeque, string::String, sync::Arc, vec::Vec};
 use core::cell::Cell;
@@ -90,35 +90,21 @@ impl<P: Platform> Host<P> {
 
     /// Every module whose name ends in `.cfg` configures a guest. A bad one is refused by name; the others go on.
     pub(crate) fn read_configs(&mut self) {
-        let mut names: Vec<String> = Vec::new();
         for module in self.modules.iter().filter(|m| m.name.ends_with(".cfg")) {
-            let Ok(text) = core::str::from_utf8(module.data) else {
-                log::always!("config {}: is not UTF-8 text", module.name);
-                log::always!("guest {}: refused", module.name);
-                continue;
-            };
-            let guest = match config::parse(module.name, text) {
-                Ok(guest) => guest,
-                Err(error) => {
-                    log::always!("config {error}");
-                    log::always!("guest {}: refused", module.name);
-                    continue;
+            let checked = config::parse_bytes(module.name, module.data).and_then(|guest| {
+                if self.waiting.iter().any(|other| other.config.name == guest.name) {
+                    return Err(Vec::from([guest.error(Key::Name, Reason::NameInUse)]));
                 }
-            };
-            if names.contains(&guest.name) {
-                log::always!("config {}: name: another guest is already named {:?}", module.name, guest.name);
-                log::always!("guest {}: refused", module.name);
-                continue;
-            }
-            match Blueprint::new(module.name, guest, self.modules) {
+                Blueprint::new(guest, self.modules).map_err(|error| Vec::from([error]))
+            });
+            match checked {
                 Ok(blueprint) => {
-                    names.push(blueprint.config.name.clone());
+                    for remark in &blueprint.config.warnings {
+                        log::warn!("config {remark}");
+                    }
                     self.waiting.push_back(Arc::new(blueprint));
                 }
-                Err(error) => {
-                    log::always!("config {error}");
-                    log::always!("guest {}: refused", module.name);
-                }
+                Err(errors) => refuse(module.name, &errors),
             }
         }
         if self.waiting.is_empty() {
@@ -155,15 +141,10 @@ impl<P: Platform> Host<P> {
                 true
             }
             Err(error) => {
-                self.refuse(blueprint, &error);
+                refuse(name, &[error]);
                 false
             }
         }
-    }
-
-    fn refuse(&self, blueprint: &Blueprint, error: &BuildError) {
-        log::always!("config {}: {error}", blueprint.file);
-        log::always!("guest {}: refused", blueprint.config.name);
     }
 
     /// One turn: serve timers and input, then run one vCPU until it stops, or halt the CPU.
@@ -253,7 +234,7 @@ impl<P: Platform> Host<P> {
         };
         match action {
             // A guest that left by the debug port has given its verdict; running it again would give another.
-            OnEnd::Restart if !matches!(end, End::DebugExit(_)) => {
+            Action::Restart if !matches!(end, End::DebugExit(_)) => {
                 let cause = match end {
                     End::PowerOff | End::DebugExit(_) => "on_poweroff",
                     End::Reboot => "on_reboot",
@@ -264,16 +245,16 @@ impl<P: Platform> Host<P> {
                 log::always!("guest {name}: restarting ({cause})");
                 self.start(&blueprint);
             }
-            OnEnd::RenameRestart => {
+            Action::RenameRestart => {
                 log::always!("guest {name}: kept as {name}-{}, restarting", vm.id);
                 self.preserved.push(vm);
                 self.start(&blueprint);
             }
-            OnEnd::Preserve => {
+            Action::Preserve => {
                 log::always!("guest {name}: preserved");
                 self.preserved.push(vm);
             }
-            OnEnd::Destroy | OnEnd::Restart => drop(vm),
+            Action::Destroy | Action::Restart => drop(vm),
         }
         if had_focus
             && self.console.focus().is_none()
@@ -307,6 +288,13 @@ impl<P: Platform> Host<P> {
     pub(crate) fn vms(&self) -> &[Arc<Vm<P>>] {
         &self.vms
     }
+}
+
+fn refuse(guest: &str, errors: &[ConfigError]) {
+    for error in errors {
+        log::always!("config {error}");
+    }
+    log::always!("guest {guest}: refused");
 }
 
 /// True for a vCPU that the CPU may be given to.

@@ -1,1 +1,56 @@
-fn main() {}
+//! `cargo xtask`: runs, tests, measures and checks Bulkhead.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod accel;
+mod debian;
+mod run;
+mod terminal;
+mod tools;
+mod verdict;
+mod workspace;
+
+use tools::Consent;
+use workspace::Workspace;
+
+#[derive(Parser, Debug)]
+#[command(name = "cargo xtask", about = "Runs, tests, measures and checks Bulkhead", max_term_width = 110)]
+struct Arguments {
+    /// Install missing tools without asking
+    #[arg(long, global = true)]
+    yes: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Boot Bulkhead with guests in an emulator; this terminal is the guest's serial console (Ctrl-] ends it)
+    #[command(after_help = verdict::STATUS_HELP)]
+    Run(run::RunArguments),
+    /// Write an ISO that boots Bulkhead with guests
+    Iso(run::IsoArguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match dispatch(&arguments) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(arguments: &Arguments) -> Result<u8> {
+    let workspace = Workspace::find()?;
+    let consent = Consent::now(arguments.yes);
+    match &arguments.command {
+        Command::Run(run) => run::run(&workspace, run, consent),
+        Command::Iso(iso) => run::iso(&workspace, iso, consent).map(|()| 0),
+    }
+}

@@ -5,8 +5,8 @@ use crate::layout;
 use acpi_tables::{
     Aml, AmlSink,
     aml::{
-        AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Field, FieldAccessType, FieldEntry,
-        FieldLockRule, FieldUpdateRule, IO, If, Memory32Fixed, Method, MethodCall, Name, OpRegion, OpRegionSpace, Or,
+        AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Field, FieldAccessType, FieldEntry,
+        FieldLockRule, FieldUpdateRule, IO, If, Method, MethodCall, Name, OpRegion, OpRegionSpace, Or,
         PackageBuilder, Path, ResourceTemplate, Return, Scope, Store, ZERO,
     },
     sdt::Sdt,
@@ -121,7 +121,6 @@ fn pci_host() -> Raw {
     let mmio = layout::PCI_MMIO_WINDOW;
     let vga = layout::VGA_WINDOW;
     let hid = Name::new("_HID".into(), &EISAName::new("PNP0A03"));
-    let address = Name::new("_ADR".into(), &ZERO);
     let uid = Name::new("_UID".into(), &ZERO);
     let bus = Name::new("_BBN".into(), &ZERO);
     let resources = Name::new(
@@ -138,15 +137,11 @@ fn pci_host() -> Raw {
     // Interrupt routing (ACPI 6.2.13), by the controller in use.
     let apic = Name::new("PRTA".into(), &routing(|pirq| (Box::new(ZERO), layout::PIRQ_GSI_BASE + u32::from(pirq))));
     let pic = Name::new("PRTP".into(), &routing(|pirq| (Box::new(path(&format!("\\_SB_.{}", link_name(pirq)))), 0)));
-    let use_apic = Return::new(&path("PRTA")).bytes();
-    let use_pic = Return::new(&path("PRTP")).bytes();
-    let prt = Method::new(
-        "_PRT".into(),
-        0,
-        false,
-        vec![&Raw(If::new(&path("PICF"), vec![&Raw(use_apic)]).bytes()), &Raw(Else::new(vec![&Raw(use_pic)]).bytes())],
-    );
-    Raw(Device::new("PCI0".into(), vec![&hid, &address, &uid, &bus, &resources, &apic, &pic, &prt, &lpc_bridge()]).bytes())
+    let use_apic = Raw(Return::new(&path("PRTA")).bytes());
+    let use_pic = Raw(Return::new(&path("PRTP")).bytes());
+    let if_apic = Raw(If::new(&path("PICF"), vec![&use_apic]).bytes());
+    let prt = Method::new("_PRT".into(), 0, false, vec![&if_apic, &use_pic]);
+    Raw(Device::new("PCI0".into(), vec![&hid, &uid, &bus, &resources, &apic, &pic, &prt, &lpc_bridge()]).bytes())
 }
 
 /// A _PRT package for every pin of every device on bus 0: device << 16 | any function, pin, source and its index as `target` says
@@ -188,16 +183,7 @@ fn lpc_bridge() -> Raw {
     let pic = device("PIC_", "PNP0000", 0, vec![&ports(0x20, 2), &ports(0xa0, 2), &ports(0x4d0, 2), &Irq(2)]);
     let timer = device("TIMR", "PNP0100", 0, vec![&ports(0x40, 4), &Irq(0)]);
     // Ports that belong to no other device here.
-    let board = device(
-        "MBRD",
-        "PNP0C02",
-        0,
-        vec![
-            &ports(layout::PM_BASE, layout::PM_PORTS as u8),
-            &Memory32Fixed::new(true, layout::IOAPIC_BASE as u32, 0x1000),
-            &Memory32Fixed::new(true, layout::LAPIC_BASE as u32, 0x1000),
-        ],
-    );
+    let board = device("MBRD", "PNP0C02", 0, vec![&ports(layout::PM_BASE, layout::PM_PORTS as u8)]);
     Raw(Device::new("LPCB".into(), vec![&address, &region, &field, &com1, &keyboard, &mouse, &rtc, &pic, &timer, &board]).bytes())
 }
 
@@ -255,7 +241,7 @@ fn links(out: &mut Vec<u8>) {
         let disable = Method::new("_DIS".into(), 0, false, vec![&Raw(turn_off)]).bytes();
         let wanted = CreateDWordField::new(&path("INT_"), &Arg(0), &FIRST_INTERRUPT).bytes();
         let set = Store::new(&register, &path("INT_")).bytes();
-        let choose = Method::new("_SRS".into(), 1, false, vec![&Raw(wanted), &Raw(set)]).bytes();
+        let choose = Method::new("_SRS".into(), 1, true, vec![&Raw(wanted), &Raw(set)]).bytes();
 
         let parts: [Vec<u8>; 4] = [status, current, disable, choose];
         let [status, current, disable, choose] = parts.map(Raw);

@@ -79,7 +79,7 @@ mod boot_arch {
 pub(super) fn fadt(facs: u32, dsdt: u32) -> FADT {
     let io = |bits, access, port| GAS::new(AddressSpace::SystemIo, bits, 0, access, u64::from(port));
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
-        // The firmware and the memory map know no sleep button, and no wake-up by the RTC: S5 is the only sleep state.
+        // S5 is the only sleep state: a power button in the fixed registers, no sleep button, no wake-up by the RTC.
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
         .flag(Flags::SlpButton)

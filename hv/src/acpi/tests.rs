@@ -1,0 +1,146 @@
+use super::*;
+use crate::testing::FakeMemory;
+use std::collections::BTreeMap;
+use x86defs::GuestMemoryExt;
+
+/// A guest's RAM with the tables in it.
+fn memory(vcpus: u32) -> (FakeMemory, AcpiImage) {
+    let memory = FakeMemory::new(&layout::ram_ranges(layout::MIB));
+    let image = build(&AcpiInput { vcpus });
+    image.write_to(&memory).unwrap();
+    (memory, image)
+}
+
+fn read(memory: &FakeMemory, gpa: u64, len: usize) -> Vec<u8> {
+    let mut bytes = std::vec![0; len];
+    memory.read(Gpa(gpa), &mut bytes).unwrap();
+    bytes
+}
+
+fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    u32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap())
+}
+
+fn sum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum, &b| sum.wrapping_add(b))
+}
+
+/// Finds the tables as a system does: RSDP by search, then the XSDT, each with its checksum.
+fn find_tables(memory: &FakeMemory) -> BTreeMap<[u8; 4], Vec<u8>> {
+    let rsdp = (0xe_0000..0x10_0000u64)
+        .step_by(16)
+        .find(|&at| read(memory, at, 8) == *b"RSD PTR ")
+        .map(|at| read(memory, at, 36))
+        .expect("no RSDP");
+    assert_eq!((sum(&rsdp[..20]), sum(&rsdp), rsdp[15]), (0, 0, 2));
+    let table = |gpa: u64| {
+        let len = memory.read_u32(Gpa(gpa + 4)).unwrap() as usize;
+        let bytes = read(memory, gpa, len);
+        assert_eq!(sum(&bytes), 0, "checksum of {:?}", &bytes[..4]);
+        bytes
+    };
+    let xsdt = table(u64::from_le_bytes(rsdp[24..32].try_into().unwrap()));
+    let rsdt = table(u32_at(&rsdp, 16).into());
+    let wide: Vec<u64> = xsdt[36..].chunks(8).map(|c| u64::from_le_bytes(c.try_into().unwrap())).collect();
+    let narrow: Vec<u64> = rsdt[36..].chunks(4).map(|c| u32::from_le_bytes(c.try_into().unwrap()).into()).collect();
+    assert_eq!(wide, narrow);
+    let mut tables: BTreeMap<_, _> = wide.into_iter().map(table).map(|t| (t[..4].try_into().unwrap(), t)).collect();
+    let fadt = tables[b"FACP"].clone();
+    let facs = read(memory, u32_at(&fadt, 36).into(), 64);
+    assert_eq!((&facs[..4], u32_at(&facs, 4), u32_at(&fadt, 36) % 64), (&b"FACS"[..], 64, 0));
+    tables.insert(*b"DSDT", table(u32_at(&fadt, 40).into()));
+    tables
+}
+
+#[test]
+fn tables_are_found_and_whole() {
+    for vcpus in [1, 2, 255, 300, MAX_VCPUS] {
+        let (memory, image) = memory(vcpus);
+        assert_eq!(find_tables(&memory).len(), 3);
+        let mut end = layout::ACPI_AREA.start;
+        for (gpa, bytes) in &image.pieces {
+            assert!(gpa.0 >= end, "pieces overlap");
+            end = gpa.0 + bytes.len() as u64;
+        }
+        assert!(end <= layout::ACPI_AREA.end, "the tables of {vcpus} vCPUs end at {end:#x}");
+    }
+}
+
+#[test]
+fn fadt_describes_the_board() {
+    let (memory, _) = memory(1);
+    let fadt = &find_tables(&memory)[b"FACP"];
+    let gas = |offset: usize| (fadt[offset], fadt[offset + 1], u64::from_le_bytes(fadt[offset + 4..offset + 12].try_into().unwrap()));
+    assert_eq!(fadt.len(), 276);
+    assert_eq!(u16::from_le_bytes([fadt[46], fadt[47]]), 9, "SCI_INT");
+    assert_eq!(u32_at(fadt, 48), 0, "SMI_CMD");
+    // Old and extended fields agree: block, length in bytes against width in bits.
+    for (block, len, extended, port) in [(56, 88, 148, 0x600), (64, 89, 172, 0x604), (76, 91, 208, 0x608), (80, 92, 220, 0x620)] {
+        assert_eq!(u32_at(fadt, block), port);
+        assert_eq!(gas(extended), (1, fadt[len] * 8, port.into()));
+    }
+    assert_eq!(fadt[108], 0x32, "CENTURY");
+    assert_eq!((gas(116), fadt[128]), ((1, 8, 0xcf9), 6), "reset register");
+    let flags = u32_at(fadt, 112);
+    for (bit, name, set) in [
+        (0, "WBINVD", true),
+        (2, "PROC_C1", true),
+        (4, "PWR_BUTTON: no control-method button", false),
+        (5, "SLP_BUTTON: no fixed button", true),
+        (8, "TMR_VAL_EXT: 32-bit timer", true),
+        (10, "RESET_REG_SUP", true),
+        (20, "HW_REDUCED_ACPI", false),
+    ] {
+        assert_eq!(flags >> bit & 1 == 1, set, "{name}");
+    }
+    assert_eq!(u32_at(fadt, 40), u32_at(fadt, 140), "DSDT and X_DSDT");
+}
+
+/// The MADT's structures: type and bytes.
+fn madt_entries(madt: &[u8]) -> Vec<(u8, Vec<u8>)> {
+    let mut entries = Vec::new();
+    let mut rest = &madt[44..];
+    while !rest.is_empty() {
+        let (entry, after) = rest.split_at(rest[1].into());
+        entries.push((entry[0], entry.to_vec()));
+        rest = after;
+    }
+    entries
+}
+
+#[test]
+fn madt_lists_processors_and_interrupts() {
+    let (memory, _) = memory(2);
+    let madt = &find_tables(&memory)[b"APIC"];
+    assert_eq!((u32_at(madt, 36), u32_at(madt, 40)), (0xfee0_0000, 1));
+    let expected: [&[u8]; 6] = [
+        &[0, 8, 0, 0, 1, 0, 0, 0],
+        &[0, 8, 1, 1, 1, 0, 0, 0],
+        &[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0],
+        &[2, 10, 0, 0, 2, 0, 0, 0, 0, 0],
+        &[2, 10, 0, 9, 9, 0, 0, 0, 0xd, 0],
+        &[4, 6, 0xff, 0, 0, 1],
+    ];
+    assert_eq!(madt_entries(madt).into_iter().map(|e| e.1).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn processors_from_255_on_are_x2apics() {
+    let (memory, _) = memory(257);
+    let entries = madt_entries(&find_tables(&memory)[b"APIC"]);
+    let ids = |kind| entries.iter().filter(|e| e.0 == kind).map(|e| e.1.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(0).len(), 255);
+    assert_eq!(ids(9).iter().map(|e| (u32_at(e, 4), u32_at(e, 8), u32_at(e, 12))).collect::<Vec<_>>(), [(255, 1, 255), (256, 1, 256)]);
+    assert_eq!(ids(10), [[10, 12, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0]]);
+}
+
+/// Writes the tables to files for a disassembler: `BULKHEAD_ACPI_DUMP=DIR cargo test`.
+#[test]
+fn dump_for_a_disassembler() {
+    let Ok(dir) = std::env::var("BULKHEAD_ACPI_DUMP") else { return };
+    let (memory, _) = memory(2);
+    for (signature, bytes) in find_tables(&memory) {
+        let name = std::format!("{dir}/{}.aml", core::str::from_utf8(&signature).unwrap().to_lowercase());
+        std::fs::write(name, bytes).unwrap();
+    }
+}

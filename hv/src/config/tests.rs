@@ -1,0 +1,210 @@
+use super::*;
+use crate::loader::{LoadError, NotAKernel};
+use proptest::prelude::*;
+use std::{format, string::ToString, vec};
+use x86defs::CreateError;
+
+const GOOD: &str = "name = \"a\"\nmemory = 256\nkernel = \"vmlinuz\"\n";
+
+fn good(more: &str) -> GuestConfig {
+    parse("a.cfg", &format!("{GOOD}{more}")).unwrap_or_else(|e| panic!("{more}: {e:?}"))
+}
+
+/// The one error of a text.
+fn error(text: &str) -> String {
+    let errors = parse("a.cfg", text).expect_err(text);
+    assert_eq!(errors.len(), 1, "{text}: {errors:?}");
+    errors[0].to_string()
+}
+
+#[test]
+fn an_xl_configuration_as_people_write_it() {
+    let text = r#"
+# A Debian guest
+name    = 'debian-12'
+type    = "hvm"
+memory  = 512
+maxmem  = 512
+vcpus   = 1
+kernel  = "/boot/vmlinuz"
+ramdisk = "/boot/initrd.img"    # from the host
+extra   = "console=ttyS0 quiet"
+root    = "/dev/vda1 ro"
+serial  = [ "pty" ]
+on_poweroff = "destroy"
+on_reboot   = "restart"
+on_crash    = "preserve"
+isa_debug_exit = 0xf4
+"#;
+    let config = parse("debian.cfg", text).unwrap();
+    assert_eq!((config.name.as_str(), config.memory, config.vcpus), ("debian-12", 512 << 20, 1));
+    assert_eq!((config.kernel.as_str(), config.ramdisk.as_deref()), ("/boot/vmlinuz", Some("/boot/initrd.img")));
+    assert_eq!(config.cmdline, "root=/dev/vda1 ro console=ttyS0 quiet");
+    assert_eq!((config.serial, config.isa_debug_exit), (Serial::Pty, Some(0xf4)));
+    assert_eq!((config.on_poweroff, config.on_reboot, config.on_crash), (Action::Destroy, Action::Restart, Action::Preserve));
+    assert_eq!(config.warnings, []);
+}
+
+#[test]
+fn defaults_are_xls() {
+    let config = good("");
+    assert_eq!((config.on_poweroff, config.on_reboot, config.on_crash), (Action::Destroy, Action::Restart, Action::Destroy));
+    assert_eq!((config.vcpus, config.cmdline.as_str(), config.ramdisk.as_deref()), (1, "", None));
+    assert_eq!((config.serial, config.isa_debug_exit), (Serial::Pty, None));
+}
+
+#[test]
+fn command_line_is_composed_as_xl_does() {
+    assert_eq!(good("root = \"/dev/sda\"").cmdline, "root=/dev/sda");
+    assert_eq!(good("extra = \"quiet\"").cmdline, "quiet");
+    let config = good("extra = \"quiet\"\ncmdline = \"console=ttyS0\"");
+    assert_eq!(config.cmdline, "console=ttyS0");
+    let warnings: Vec<_> = config.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings, ["a.cfg:4: extra: ignored, because cmdline is given"]);
+}
+
+#[test]
+fn serial_in_every_form() {
+    assert_eq!(good("serial = \"none\"").serial, Serial::None);
+    assert_eq!(good("serial = []").serial, Serial::None);
+    assert_eq!(good("serial = [\"pty\", \"none\"]").serial, Serial::Pty);
+}
+
+#[test]
+fn numbers_may_stand_in_quotes_as_for_xl() {
+    assert_eq!(good("isa_debug_exit = \"0xf4\"").isa_debug_exit, Some(0xf4));
+    assert_eq!(good("isa_debug_exit = \"0364\"").isa_debug_exit, Some(0xf4));
+    assert_eq!(good("isa_debug_exit = \"0\"").isa_debug_exit, Some(0));
+}
+
+#[test]
+fn every_bad_value_is_refused_with_its_line() {
+    for (more, text) in [
+        ("type = \"pv\"", "type: \"pv\" is known to xl, not supported yet"),
+        ("type = \"xen\"", "type: bad value \"xen\", expected \"hvm\""),
+        ("type = 1", "type: must be a string, not a number"),
+        ("maxmem = 512", "maxmem: 512 MiB is not memory's 256 MiB: ballooning is not supported yet"),
+        ("maxmem = -1", "maxmem: -1 is not a whole number of 1 to 16777216"),
+        ("vcpus = 0", "vcpus: 0 is not a whole number of 1 to 4294967295"),
+        ("vcpus = 2", "vcpus: 2 vCPUs: more than one is not supported yet"),
+        ("vcpus = 1.5", "vcpus: 1.5 is not a whole number of 1 to 4294967295"),
+        ("vcpus = \"many\"", "vcpus: \"many\" is not a whole number of 1 to 4294967295"),
+        ("vcpus = true", "vcpus: must be a whole number, not true or false"),
+        ("vcpus = 99999999999999999999999", "vcpus: 99999999999999999999999 is not a whole number of 1 to 4294967295"),
+        ("ramdisk = \"\"", "ramdisk: must not be empty"),
+        ("ramdisk = [\"a\"]", "ramdisk: must be a string, not a list"),
+        ("cmdline = \"a\\u0000b\"", "cmdline: must not contain a NUL character"),
+        ("cmdline = 5", "cmdline: must be a string, not a number"),
+        ("serial = \"tcp:localhost:99\"", "serial: \"tcp:localhost:99\" is known to xl, not supported yet"),
+        ("serial = \"com1\"", "serial: bad value \"com1\", expected \"pty\" or \"none\""),
+        ("serial = [\"pty\", \"pty\"]", "serial: 2 serial ports: more than one is not supported yet"),
+        ("serial = [1]", "serial: must be a list of strings, not a list of other values"),
+        ("serial = 1", "serial: must be a string or a list of strings, not a number"),
+        ("on_crash = \"coredump-destroy\"", "on_crash: \"coredump-destroy\" is known to xl, not supported yet"),
+        ("on_reboot = \"soft-reset\"", "on_reboot: \"soft-reset\" is known to xl, not supported yet"),
+        (
+            "on_poweroff = \"halt\"",
+            "on_poweroff: bad value \"halt\", expected \"destroy\", \"restart\", \"rename-restart\" or \"preserve\"",
+        ),
+        ("isa_debug_exit = 0x10000", "isa_debug_exit: 0x10000 is not a whole number of 0 to 65535"),
+        ("disk = [ \"phy:/dev/sda,xvda,w\" ]", "disk: known to xl, not supported yet"),
+        ("[vnc]\nx = 1", "vnc: known to xl, not supported yet"),
+        ("builder = \"hvm\"", "builder: obsolete, use type instead"),
+        ("kernal = \"x\"", "kernal: unknown key; did you mean kernel?"),
+        ("frobnicate = 1", "frobnicate: unknown key"),
+        ("\"a\\nb\" = 1", "a\\nb: unknown key"),
+        ("vcpus = 1.0.0", "vcpus: not valid TOML: "),
+        ("memory = 512", "memory: given twice"),
+        ("acpi=1; apic=1", "acpi: not valid TOML: one assignment a line, without \";\""),
+        ("on_crash = \"a;b\" ;", "on_crash: not valid TOML: one assignment a line, without \";\""),
+        ("disk += [ \"x\" ]", "disk: not valid TOML: \"+=\" is not supported, give all of the list at once"),
+        ("vcpus = 01", "vcpus: not valid TOML: write an octal number as 0o17, a decimal one without leading zeros"),
+        ("ramdisk = /boot/initrd", "ramdisk: not valid TOML: a value that is no number needs quotes"),
+        ("on_crash = destroy", "on_crash: not valid TOML: a value that is no number needs quotes"),
+        ("ramdisk = \"initrd", "ramdisk: not valid TOML: "),
+        ("extra = 'one\n", "extra: not valid TOML: "),
+        ("????", "-: not valid TOML: "),
+    ] {
+        let message = error(&format!("{GOOD}{more}"));
+        let expected = format!("a.cfg:4: {text}");
+        if text.ends_with(": ") {
+            assert!(message.starts_with(&expected), "{message}");
+        } else {
+            assert_eq!(message, expected);
+        }
+        assert!(!message.contains('\n'), "{message}");
+    }
+}
+
+#[test]
+fn mandatory_keys() {
+    assert_eq!(error("memory = 1\nkernel = \"k\""), "a.cfg:1: name: missing, it must be given");
+    assert_eq!(error("name = \"a\"\nkernel = \"k\""), "a.cfg:1: memory: missing, it must be given");
+    assert_eq!(error("name = \"a\"\nmemory = 1"), "a.cfg:1: kernel: missing, it must be given");
+    assert_eq!(error("memory = 0\nname = \"a\"\nkernel = \"k\""), "a.cfg:1: memory: 0 is not a whole number of 1 to 16777216");
+    let bad_name = error("kernel = \"k\"\nmemory = 1\nname = \"a b\"");
+    assert_eq!(bad_name, "a.cfg:3: name: bad value \"a b\", expected 1 to 64 letters, digits and . _ + @ -");
+    assert!(parse("a.cfg", &format!("name = \"{}\"\nmemory = 1\nkernel = \"k\"", "x".repeat(65))).is_err());
+}
+
+#[test]
+fn all_errors_come_in_the_order_of_lines() {
+    let errors = parse("a.cfg", "vif = []\nname = 1\nmemroy = 5\nkernel = \"k\"").unwrap_err();
+    let keys: Vec<_> = errors.iter().map(|e| (e.line, e.key.as_str())).collect();
+    assert_eq!(keys, [(1, "vif"), (1, "memory"), (2, "name"), (3, "memroy")]);
+}
+
+#[test]
+fn a_file_that_is_no_text() {
+    let mut bytes = GOOD.as_bytes().to_vec();
+    assert!(parse_bytes("a.cfg", &bytes).is_ok());
+    bytes.extend(*b"extra = \"\xff\"");
+    assert_eq!(parse_bytes("a.cfg", &bytes).unwrap_err()[0].to_string(), "a.cfg:4: -: not UTF-8 text");
+    let long = vec![b'#'; MAX_BYTES + 1];
+    assert_eq!(parse_bytes("a.cfg", &long).unwrap_err()[0].to_string(), "a.cfg:1: -: the file has 65537 bytes, at most 65536 are read");
+}
+
+#[test]
+fn later_refusals_know_their_line() {
+    let config = good("vcpus = 1");
+    for (key, reason, text) in [
+        (Key::Kernel, Reason::NoSuchModule { name: "vmlinuz".into() }, "a.cfg:3: kernel: no boot module is named \"vmlinuz\""),
+        (
+            Key::Kernel,
+            Reason::Load(LoadError::NotAKernel(NotAKernel::Empty)),
+            "a.cfg:3: kernel: not a kernel: the file is empty",
+        ),
+        (
+            Key::Memory,
+            Reason::Create(CreateError::OutOfMemory { wanted: 256 << 20, free: 100 << 20 }),
+            "a.cfg:2: memory: more memory than there is: 256 MiB wanted, 100 MiB free",
+        ),
+        (Key::Name, Reason::NameInUse, "a.cfg:1: name: another guest has this name"),
+        (Key::Serial, Reason::Missing, "a.cfg:1: serial: missing, it must be given"),
+    ] {
+        assert_eq!(config.error(key, reason).to_string(), text);
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "\\PC{0,200}") {
+        let _ = parse("p.cfg", &text);
+    }
+
+    #[test]
+    fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = parse_bytes("p.cfg", &bytes);
+    }
+
+    /// Lines that look like a configuration: each key's value is anything.
+    #[test]
+    fn no_value_panics(key in "name|memory|maxmem|vcpus|serial|cmdline|isa_debug_exit|on_crash|xyz|vif", value in "[-0-9a-z\"'\\[\\],;#{}= ._]{0,20}") {
+        if let Err(errors) = parse("p.cfg", &format!("{GOOD}{key} = {value}\n")) {
+            for error in errors {
+                prop_assert!(error.to_string().starts_with("p.cfg:"));
+                prop_assert!((1..=6).contains(&error.line), "{}", error);
+            }
+        }
+    }
+}

@@ -2,6 +2,7 @@
 //! handler file per kind of exit.
 
 pub mod control;
+mod apic;
 mod cpuid;
 mod emulate;
 mod mmio;

@@ -1,0 +1,57 @@
+//! MSR exits: the local APIC's registers first (they are the hot ones), then the rest of the policy.
+
+use super::{Context, VirtCpu};
+use x86defs::{Exception, Platform, Resume, msr};
+
+const X2APIC: core::ops::RangeInclusive<u32> = msr::X2APIC_BASE..=msr::X2APIC_LAST;
+
+impl<P: Platform> VirtCpu<P> {
+    #[inline]
+    pub(super) fn msr_read(&mut self, cx: &Context<'_, P>, index: u32) -> Resume {
+        let value = match index {
+            index if X2APIC.contains(&index) => {
+                self.apic.msr_read(cx.clock.now(cx.platform), index).map_err(|_| super::Gp)
+            }
+            msr::IA32_APIC_BASE => Ok(self.apic.base_msr()),
+            msr::IA32_TSC_DEADLINE => Ok(self.apic.tsc_deadline()),
+            _ => self.msrs.read(&self.hw, &self.cpuid, cx.platform.tsc(), index),
+        };
+        value.map_or_else(|_| self.msr_fault("RDMSR", index), Resume::MsrRead)
+    }
+
+    #[inline]
+    pub(super) fn msr_write(&mut self, cx: &Context<'_, P>, index: u32, value: u64) -> Resume {
+        let result = match index {
+            index if X2APIC.contains(&index) => self.x2apic_write(cx, index, value),
+            msr::IA32_APIC_BASE => self.apic.set_base_msr(value).map_err(|_| super::Gp),
+            msr::IA32_TSC_DEADLINE => {
+                self.tsc_deadline_write(cx, value);
+                Ok(())
+            }
+            _ => self.msrs.write(&mut self.hw, &self.cpuid, cx.platform.tsc(), index, value),
+        };
+        match result {
+            Ok(()) => Resume::Advance,
+            Err(_) => self.msr_fault("WRMSR", index),
+        }
+    }
+
+    #[inline]
+    fn x2apic_write(&mut self, cx: &Context<'_, P>, index: u32, value: u64) -> Result<(), super::Gp> {
+        let now = cx.clock.now(cx.platform);
+        let effect = self.apic.msr_write(now, index, value).map_err(|_| super::Gp)?;
+        self.vm.board.lapic_effect(self.id, effect);
+        self.after_device_access(cx);
+        Ok(())
+    }
+
+    fn tsc_deadline_write(&mut self, cx: &Context<'_, P>, value: u64) {
+        let _ = (cx, value);
+    }
+
+    #[cold]
+    fn msr_fault(&self, what: &str, index: u32) -> Resume {
+        crate::log::debug!(target: crate::log::GUEST, "guest {}: {what} {index:#x} raises #GP", self.vm.name());
+        Resume::Fault(Exception::GP)
+    }
+}

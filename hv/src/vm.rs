@@ -1,0 +1,226 @@
+//! A guest: its configuration, memory, board and console. Its vCPUs belong to whoever runs them.
+
+use crate::{
+    acpi,
+    board::{Board, BoardConfig},
+    clock::Clock,
+    config::{ConfigError, GuestConfig, Key, Reason, Serial},
+    console::{Console, GuestConsole},
+    layout,
+    loader::{self, LoadRequest, Ramdisk},
+    log,
+    run::Module,
+    vcpu::{CpuidPolicy, CrashReason, MsrState, VirtCpu, Xcr0Policy},
+};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::fmt;
+use devices::lapic::LocalApic;
+use x86defs::{Gpa, GuestMemoryExt, Platform, Time, Vcpu, VcpuConfig, Width};
+
+/// How a guest ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// ACPI S5.
+    PowerOff,
+    /// A reset by port 0xCF9, 0x92 or the keyboard controller.
+    Reboot,
+    /// A byte written to the debug-exit port; this is (byte << 1) | 1.
+    DebugExit(u16),
+    Crash(CrashReason),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => write!(f, "poweroff"),
+            Self::Reboot => write!(f, "reboot"),
+            Self::DebugExit(status) => write!(f, "debug-exit status {status}"),
+            Self::Crash(reason) => write!(f, "crash: {reason}"),
+        }
+    }
+}
+
+/// Everything that a guest is built from, and rebuilt after a reboot.
+#[derive(Debug)]
+pub struct Blueprint {
+    pub config: GuestConfig,
+    kernel: &'static [u8],
+    ramdisk: Option<&'static [u8]>,
+}
+
+impl Blueprint {
+    /// Finds the modules that a configuration names, and looks whether the kernel is one.
+    ///
+    /// # Errors
+    /// A module that is not there, or a kernel that is no kernel.
+    pub fn new(config: GuestConfig, modules: &[Module]) -> Result<Self, ConfigError> {
+        let find = |key, name: &str| {
+            let found = modules.iter().find(|m| m.name == name).map(|m| m.data);
+            found.ok_or_else(|| config.error(key, Reason::NoSuchModule { name: name.into() }))
+        };
+        let kernel = find(Key::Kernel, &config.kernel)?;
+        let ramdisk = match &config.ramdisk {
+            Some(name) => Some(find(Key::Ramdisk, name)?),
+            None => None,
+        };
+        if let Err(what) = loader::detect(kernel) {
+            return Err(config.error(Key::Kernel, Reason::Load(loader::LoadError::NotAKernel(what))));
+        }
+        if let Some(port) = config.isa_debug_exit
+            && let Some(port) = Board::claims(port)
+        {
+            return Err(config.error(Key::IsaDebugExit, Reason::PortInUse { port }));
+        }
+        Ok(Self { config, kernel, ramdisk })
+    }
+}
+
+/// A guest that exists.
+pub struct Vm<P: Platform> {
+    /// Unique since the host started; a guest that is started again gets another.
+    pub id: u32,
+    pub blueprint: Arc<Blueprint>,
+    pub memory: Arc<P::Memory>,
+    pub board: Board,
+    output: GuestConsole,
+    console: Arc<Console>,
+}
+
+impl<P: Platform> Vm<P> {
+    /// Makes a guest: memory, board, ACPI tables, kernel, vCPUs.
+    ///
+    /// # Errors
+    /// The key that asks for what there is not.
+    pub fn build(
+        platform: &'static P,
+        clock: &Clock,
+        console: &Arc<Console>,
+        blueprint: &Arc<Blueprint>,
+        id: u32,
+    ) -> Result<(Arc<Self>, Vec<VirtCpu<P>>), ConfigError> {
+        let config = &blueprint.config;
+        let create = |error| config.error(Key::Memory, Reason::Create(error));
+        let load = |error: loader::LoadError| config.error(error.key(), Reason::Load(error));
+
+        let ranges = layout::ram_ranges(config.memory);
+        let memory = Arc::new(platform.create_memory(&ranges).map_err(create)?);
+        let tables = acpi::build(&acpi::AcpiInput { vcpus: config.vcpus });
+        tables.write_to(&*memory).map_err(|outside| load(outside.into()))?;
+        let request = LoadRequest {
+            kernel: blueprint.kernel,
+            ramdisk: blueprint
+                .ramdisk
+                .map(|data| Ramdisk { name: config.ramdisk.as_deref().unwrap_or_default(), data }),
+            cmdline: &config.cmdline,
+            rsdp: tables.rsdp,
+        };
+        let entry = loader::load(&*memory, &request).map_err(load)?;
+
+        let apics: Vec<Arc<LocalApic>> = (0..config.vcpus).map(|n| Arc::new(LocalApic::new(n, n == 0))).collect();
+        let now = clock.now(platform);
+        let board = Board::new(
+            &BoardConfig {
+                ram_below_4g: ranges.iter().map(|r| r.end().0).filter(|&end| end <= layout::ABOVE_4G).max().unwrap_or(0),
+                ram_above_4g: ranges.iter().filter(|r| r.gpa.0 >= layout::ABOVE_4G).map(|r| r.size).sum(),
+                wall_clock: platform.wall_clock_at_start() + now.0 / 1_000_000_000,
+                debug_exit: config.isa_debug_exit,
+            },
+            apics.clone(),
+            now,
+        );
+        let vm = Arc::new(Self {
+            id,
+            blueprint: blueprint.clone(),
+            memory: memory.clone(),
+            board,
+            output: GuestConsole::default(),
+            console: console.clone(),
+        });
+
+        let xcr0 = Xcr0Policy::new(platform);
+        // All vCPUs of a guest share the offset: their TSCs are in step, and start at zero.
+        let tsc_offset = platform.tsc().wrapping_neg();
+        let mut vcpus = Vec::new();
+        for (n, apic) in (0..config.vcpus).zip(apics) {
+            let cpuid = Box::new(CpuidPolicy::new(platform, n, config.vcpus, &xcr0));
+            let hw_config =
+                VcpuConfig { id: n, cr4_allowed: cpuid.cr4_allowed(), intercept_rdtsc: false, apic_page: None };
+            let mut hw = platform.create_vcpu(&memory, &hw_config).map_err(create)?;
+            if n == 0 {
+                hw.set_state(&entry);
+            }
+            let msrs = MsrState::new(&cpuid, layout::LOW_RAM_MAX, tsc_offset);
+            vcpus.push(VirtCpu::new(vm.clone(), hw, apic, n, cpuid, msrs, xcr0));
+        }
+        log::info!(
+            "guest {}: {} MiB, {} vCPU, {}",
+            config.name,
+            memory.size() >> 20,
+            config.vcpus,
+            loader::linux_version(blueprint.kernel).unwrap_or("multiboot1 kernel")
+        );
+        Ok((vm, vcpus))
+    }
+
+    /// The name in its configuration.
+    pub fn name(&self) -> &str {
+        &self.blueprint.config.name
+    }
+
+    /// When [`Vm::advance`] must be called next.
+    #[inline]
+    pub fn deadline(&self) -> Option<Time> {
+        self.board.deadline()
+    }
+
+    /// Brings timers up to `now`.
+    pub fn advance(&self, now: Time) {
+        self.board.advance(now);
+    }
+
+    /// Device memory, as vCPU `vcpu` reads it. What nobody claims reads all ones.
+    pub fn mmio_read(&self, vcpu: u32, now: Time, gpa: Gpa, width: Width) -> u64 {
+        self.board.mmio_read(vcpu, now, gpa, width)
+    }
+
+    /// Device memory, as vCPU `vcpu` writes it. What nobody claims is dropped.
+    pub fn mmio_write(&self, vcpu: u32, now: Time, gpa: Gpa, width: Width, value: u64) {
+        self.board.mmio_write(vcpu, now, gpa, width, value);
+    }
+
+    /// Passes the serial port's output on to the console, as far as that has room.
+    pub fn pump_output(&self, platform: &P) {
+        let shown = self.blueprint.config.serial == Serial::Pty;
+        self.board.drain_serial(|byte| {
+            !shown || self.console.write(platform, self.id, self.name(), &self.output, byte)
+        });
+    }
+
+    /// True if the console had no room for some of the output.
+    pub fn has_output(&self) -> bool {
+        self.board.has_events()
+    }
+
+    /// Shows what is left of the output, at the guest's end.
+    pub fn finish_output(&self, platform: &P) {
+        self.pump_output(platform);
+        self.console.finish(platform, self.name(), &self.output);
+    }
+
+    /// True if the serial port can take a byte of input now.
+    pub fn wants_input(&self) -> bool {
+        self.blueprint.config.serial == Serial::Pty && self.board.serial_wants_input()
+    }
+
+    /// A byte typed for this guest.
+    pub fn input(&self, now: Time, byte: u8) {
+        self.board.serial_input(now, byte);
+    }
+}
+
+impl<P: Platform> Drop for Vm<P> {
+    fn drop(&mut self) {
+        log::debug!("guest {}: freed {} MiB", self.name(), self.memory.size() >> 20);
+    }
+}
+
