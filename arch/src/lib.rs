@@ -8,4 +8,6 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod event;
 pub mod mm;
+pub mod vcpu;

@@ -447,22 +447,49 @@ mod tests {
             ("no-real-mode", "option no-real-mode: known to Xen, not supported yet, ignored"),
             ("no-smap", "option no-smap: known to Xen, not supported yet, ignored"),
             ("-- console=com1", "option --: known to Xen, not supported yet, ignored"),
-            ("noreboot=maybe", "option noreboot: bad value \"maybe\", expected yes, on, true, enable, 1, no, off, false, disable or 0; ignored"),
-            ("no-noreboot=1", "option no-noreboot: bad value \"1\", expected yes, on, true, enable, 1, no, off, false, disable or 0; ignored"),
+            (
+                "noreboot=maybe",
+                "option noreboot: bad value \"maybe\", expected yes, on, true, enable, 1, no, off, false, disable or 0; ignored",
+            ),
+            (
+                "no-noreboot=1",
+                "option no-noreboot: bad value \"1\", expected yes, on, true, enable, 1, no, off, false, disable or 0; ignored",
+            ),
             ("mem=lots", "option mem: bad value \"lots\", expected a size such as 2G: a number, then B, K, M, G or T; ignored"),
-            ("mem=99999999999T", "option mem: bad value \"99999999999T\", expected a size such as 2G: a number, then B, K, M, G or T; ignored"),
+            (
+                "mem=99999999999T",
+                "option mem: bad value \"99999999999T\", expected a size such as 2G: a number, then B, K, M, G or T; ignored",
+            ),
             ("mem=0", "option mem: bad value \"0\", expected a size such as 2G: a number, then B, K, M, G or T; ignored"),
             ("maxcpus=0", "option maxcpus: bad value \"0\", expected a number of CPUs, at least 1; ignored"),
             ("maxcpus=-1", "option maxcpus: bad value \"-1\", expected a number of CPUs, at least 1; ignored"),
-            ("console=com3", "option console: bad value \"com3\", expected a list of com1, com2 and vga, or none on its own; ignored"),
-            ("console=none,vga", "option console: bad value \"none,vga\", expected a list of com1, com2 and vga, or none on its own; ignored"),
+            (
+                "console=com3",
+                "option console: bad value \"com3\", expected a list of com1, com2 and vga, or none on its own; ignored",
+            ),
+            (
+                "console=none,vga",
+                "option console: bad value \"none,vga\", expected a list of com1, com2 and vga, or none on its own; ignored",
+            ),
             ("console=com1H,vga", "option console: bad value \"com1H,vga\": com1H is known to Xen, not supported yet; ignored"),
-            ("loglvl=loud", "option loglvl: bad value \"loud\", expected LEVEL[/RATE-LIMITED LEVEL], each none, error, warning, info, debug or all; ignored"),
-            ("guest_loglvl", "option guest_loglvl: bad value \"\", expected LEVEL[/RATE-LIMITED LEVEL], each none, error, warning, info, debug or all; ignored"),
-            ("console_timestamps=utc", "option console_timestamps: bad value \"utc\", expected none, date, datems, boot or raw; ignored"),
+            (
+                "loglvl=loud",
+                "option loglvl: bad value \"loud\", expected LEVEL[/RATE-LIMITED LEVEL], each none, error, warning, info, debug or all; ignored",
+            ),
+            (
+                "guest_loglvl",
+                "option guest_loglvl: bad value \"\", expected LEVEL[/RATE-LIMITED LEVEL], each none, error, warning, info, debug or all; ignored",
+            ),
+            (
+                "console_timestamps=utc",
+                "option console_timestamps: bad value \"utc\", expected none, date, datems, boot or raw; ignored",
+            ),
             ("autostart=no", "option autostart: bad value \"no\", expected parallel or sequential; ignored"),
             ("on_last_guest=halt", "option on_last_guest: bad value \"halt\", expected stay, poweroff or reboot; ignored"),
-            ("com1=115200,9n1", "option com1: bad value \"115200,9n1\", expected BAUD[/BASE-BAUD][,DPS[,IO-BASE[,IRQ]]] such as 115200,8n1,0x3f8,4; ignored"),
+            (
+                "com1=115200,9n1",
+                "option com1: bad value \"115200,9n1\", expected BAUD[/BASE-BAUD][,DPS[,IO-BASE[,IRQ]]] such as 115200,8n1,0x3f8,4; ignored",
+            ),
             ("com2=115200,8n1,pci", "option com2: bad value \"115200,8n1,pci\": pci is known to Xen, not supported yet; ignored"),
         ] {
             assert_eq!(problem(cmdline), text);

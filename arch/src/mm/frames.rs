@@ -5,6 +5,7 @@
 //! from the top, so that the former do not break up the latter.
 
 use super::direct;
+use core::sync::atomic::{AtomicU64, Ordering};
 use spin::{Mutex, Once};
 use x86defs::{Hpa, PAGE_SIZE};
 
@@ -156,14 +157,26 @@ impl<'a> FrameMap<'a> {
 
 struct Global {
     map: Mutex<FrameMap<'static>>,
-    total: u64,
+    /// Bytes, for reporting.
+    total: AtomicU64,
     trampoline: Option<Hpa>,
 }
 
 static GLOBAL: Once<Global> = Once::new();
 
-/// Starts the allocator with the `usable` ranges of the memory map, less all `reserved` ones (image, modules, boot information), less the
-/// first MiB, less what lies at or above `limit`. Later calls have no effect.
+/// What the allocator may hand out: RAM at or above 1 MiB and below `limit`, in whole pages.
+fn managed(usable: impl Iterator<Item = Range> + Clone, limit: Option<u64>) -> impl Iterator<Item = Range> + Clone {
+    usable.map(move |r| clip(r, LOW_END, limit)).filter(|r| r.size() > 0)
+}
+
+/// The whole pages of a range that are at or above `start` and below `limit`.
+fn clip(range: Range, start: u64, limit: Option<u64>) -> Range {
+    let start = range.start.max(start);
+    Range::new(start.saturating_add(PAGE_SIZE - 1) & !(PAGE_SIZE - 1), range.end.min(limit.unwrap_or(u64::MAX)) & !(PAGE_SIZE - 1))
+}
+
+/// Starts the allocator with the part below 4 GiB of the `usable` ranges of the memory map, less all `reserved` ones (image, modules,
+/// boot information), less the first MiB, less what lies at or above `limit`. Later calls have no effect.
 ///
 /// # Safety
 /// The usable ranges less the reserved ones must be RAM that nothing else uses, and the direct map must reach the first 4 GiB.
@@ -171,28 +184,44 @@ static GLOBAL: Once<Global> = Once::new();
 /// # Errors
 /// See [`InitError`].
 pub unsafe fn init(usable: impl Iterator<Item = Range> + Clone, reserved: &[Range], limit: Option<u64>) -> Result<(), InitError> {
-    let limit = limit.unwrap_or(u64::MAX);
-    let clip = |r: Range| Range::new(r.start.next_multiple_of(PAGE_SIZE), r.end.min(limit) & !(PAGE_SIZE - 1));
-    let high = usable.clone().map(clip).map(|r| Range::new(r.start.max(LOW_END), r.end)).filter(|r| r.size() > 0);
-    let top = high.clone().map(|r| r.end).max().ok_or(InitError::NoMemory)?;
+    let all = managed(usable.clone(), limit);
+    let top = all.clone().map(|r| r.end).max().ok_or(InitError::NoMemory)?;
     let words = top.div_ceil(64 * PAGE_SIZE);
     let bytes = (words * 8).next_multiple_of(PAGE_SIZE);
-    let below = high.clone().map(|r| Range::new(r.start, r.end.min(EARLY_END)));
-    let place = find_room(below, reserved, bytes).ok_or(InitError::NoRoomForBitmap(bytes))?;
-    let trampoline = find_room(usable.map(|r| clip(Range::new(r.start.max(0x1000), r.end.min(0x9_0000)))), reserved, PAGE_SIZE);
+    let low = all.map(|r| Range::new(r.start, r.end.min(EARLY_END)));
+    let place = find_room(low.clone(), reserved, bytes).ok_or(InitError::NoRoomForBitmap(bytes))?;
+    let trampoline = find_room(usable.map(|r| clip(r, 0x1000, Some(0x9_0000))), reserved, PAGE_SIZE);
     // SAFETY: `place` is RAM that nothing else uses, mapped by the direct map, page-aligned, and stays reserved for ever.
     let slice = unsafe { core::slice::from_raw_parts_mut(direct::to_virt(Hpa(place)).cast::<u64>(), words as usize) };
     let mut map = FrameMap::new(slice);
-    for range in high {
-        map.release(range.start / PAGE_SIZE, range.size() / PAGE_SIZE);
-    }
-    for range in reserved.iter().chain([&Range::new(place, place + bytes)]) {
-        let first = range.start / PAGE_SIZE;
-        map.reserve(first, range.end.div_ceil(PAGE_SIZE).saturating_sub(first));
-    }
-    let total = map.free_frames() * PAGE_SIZE;
+    add(&mut map, low, reserved);
+    map.reserve(place / PAGE_SIZE, bytes / PAGE_SIZE);
+    let total = AtomicU64::new(map.free_frames() * PAGE_SIZE);
     GLOBAL.call_once(|| Global { map: Mutex::new(map), total, trampoline: trampoline.map(Hpa) });
     Ok(())
+}
+
+/// Adds the part from 4 GiB up, once the final direct map reaches it. Same arguments as for [`init`].
+///
+/// # Safety
+/// As [`init`]; once.
+pub unsafe fn init_high(usable: impl Iterator<Item = Range> + Clone, reserved: &[Range], limit: Option<u64>) {
+    let Some(global) = GLOBAL.get() else { return };
+    let mut map = global.map.lock();
+    let before = map.free_frames();
+    add(&mut map, managed(usable, limit).map(|r| Range::new(r.start.max(EARLY_END), r.end)), reserved);
+    global.total.fetch_add((map.free_frames() - before) * PAGE_SIZE, Ordering::Relaxed);
+}
+
+fn add(map: &mut FrameMap<'_>, ranges: impl Iterator<Item = Range>, reserved: &[Range]) {
+    for range in ranges {
+        map.release(range.start / PAGE_SIZE, range.size() / PAGE_SIZE);
+        for part in reserved.iter().filter(|r| r.overlaps(&range)) {
+            // Only within this range: what lies outside may have been given out already.
+            let (first, end) = (part.start.max(range.start) / PAGE_SIZE, part.end.min(range.end).div_ceil(PAGE_SIZE));
+            map.reserve(first, end - first);
+        }
+    }
 }
 
 /// The lowest page-aligned place of `bytes` bytes in one of `ranges` that touches nothing reserved.
@@ -243,7 +272,7 @@ pub fn free_bytes() -> u64 {
 /// Bytes that were free at the start: all RAM less what firmware, image and modules hold.
 #[must_use]
 pub fn total_bytes() -> u64 {
-    GLOBAL.get().map_or(0, |g| g.total)
+    GLOBAL.get().map_or(0, |g| g.total.load(Ordering::Relaxed))
 }
 
 /// A page below 640 KiB for starting further CPUs, if the memory map has one.

@@ -6,8 +6,8 @@ use acpi_tables::{
     Aml, AmlSink,
     aml::{
         AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Field, FieldAccessType, FieldEntry,
-        FieldLockRule, FieldUpdateRule, IO, If, Method, MethodCall, Name, OpRegion, OpRegionSpace, Or,
-        PackageBuilder, Path, ResourceTemplate, Return, Scope, Store, ZERO,
+        FieldLockRule, FieldUpdateRule, IO, If, Method, MethodCall, Name, OpRegion, OpRegionSpace, Or, PackageBuilder, Path,
+        ResourceTemplate, Return, Scope, Store, ZERO,
     },
     sdt::Sdt,
 };
@@ -173,8 +173,7 @@ fn lpc_bridge() -> Raw {
         fields.push(FieldEntry::Named(register_name(pirq as u8), 8));
         next = register + 1;
     }
-    let field =
-        Field::new("PIRR".into(), FieldAccessType::Byte, FieldLockRule::NoLock, FieldUpdateRule::Preserve, fields);
+    let field = Field::new("PIRR".into(), FieldAccessType::Byte, FieldLockRule::NoLock, FieldUpdateRule::Preserve, fields);
 
     let com1 = device("COM1", "PNP0501", 1, vec![&ports(0x3f8, 8), &Irq(4)]);
     let keyboard = device("KBD_", "PNP0303", 0, vec![&ports(0x60, 1), &ports(0x64, 1), &Irq(1)]);

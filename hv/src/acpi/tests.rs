@@ -70,7 +70,8 @@ fn tables_are_found_and_whole() {
 fn fadt_describes_the_board() {
     let (memory, _) = memory(1);
     let fadt = &find_tables(&memory)[b"FACP"];
-    let gas = |offset: usize| (fadt[offset], fadt[offset + 1], u64::from_le_bytes(fadt[offset + 4..offset + 12].try_into().unwrap()));
+    let gas =
+        |offset: usize| (fadt[offset], fadt[offset + 1], u64::from_le_bytes(fadt[offset + 4..offset + 12].try_into().unwrap()));
     assert_eq!(fadt.len(), 276);
     assert_eq!(u16::from_le_bytes([fadt[46], fadt[47]]), 9, "SCI_INT");
     assert_eq!(u32_at(fadt, 48), 0, "SMI_CMD");
@@ -130,7 +131,10 @@ fn processors_from_255_on_are_x2apics() {
     let entries = madt_entries(&find_tables(&memory)[b"APIC"]);
     let ids = |kind| entries.iter().filter(|e| e.0 == kind).map(|e| e.1.clone()).collect::<Vec<_>>();
     assert_eq!(ids(0).len(), 255);
-    assert_eq!(ids(9).iter().map(|e| (u32_at(e, 4), u32_at(e, 8), u32_at(e, 12))).collect::<Vec<_>>(), [(255, 1, 255), (256, 1, 256)]);
+    assert_eq!(
+        ids(9).iter().map(|e| (u32_at(e, 4), u32_at(e, 8), u32_at(e, 12))).collect::<Vec<_>>(),
+        [(255, 1, 255), (256, 1, 256)]
+    );
     assert_eq!(ids(10), [[10, 12, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0]]);
 }
 

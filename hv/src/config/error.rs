@@ -117,7 +117,9 @@ impl fmt::Display for Reason {
             Self::Syntax(message) => write!(f, "not valid TOML: {}", message.trim_end().escape_debug()),
             Self::Semicolon => f.write_str("not valid TOML: one assignment a line, without \";\""),
             Self::Append => f.write_str("not valid TOML: \"+=\" is not supported, give all of the list at once"),
-            Self::LeadingZero => f.write_str("not valid TOML: write an octal number as 0o17, a decimal one without leading zeros"),
+            Self::LeadingZero => {
+                f.write_str("not valid TOML: write an octal number as 0o17, a decimal one without leading zeros")
+            }
             Self::Unquoted => f.write_str("not valid TOML: a value that is no number needs quotes"),
             Self::DuplicateKey => f.write_str("given twice"),
             Self::UnknownKey { suggestion: None } => f.write_str("unknown key"),

@@ -82,7 +82,10 @@ pub(super) fn suggest(name: &str) -> Option<&'static str> {
         _ => return None,
     };
     let all = Key::ALL.into_iter().map(Key::as_str).chain(XL_KEYS.iter().copied());
-    all.map(|key| (distance(name.as_bytes(), key.as_bytes()), key)).filter(|&(d, _)| d <= most).min_by_key(|&(d, _)| d).map(|(_, k)| k)
+    all.map(|key| (distance(name.as_bytes(), key.as_bytes()), key))
+        .filter(|&(d, _)| d <= most)
+        .min_by_key(|&(d, _)| d)
+        .map(|(_, k)| k)
 }
 
 /// Insertions, deletions, substitutions and swaps of neighbours between two names, case apart (optimal string alignment).

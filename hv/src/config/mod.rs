@@ -84,9 +84,13 @@ impl GuestConfig {
         line_of(&self.lines, key)
     }
 
-    /// A reason to refuse this guest that was found after its configuration had been read.
+    /// A reason to refuse this guest that was found after its configuration had been read. What is wrong with a command line that
+    /// was composed from extra and root is put down to these.
     #[must_use]
     pub fn error(&self, key: Key, reason: Reason) -> ConfigError {
+        let given = |key: &Key| self.lines.get(*key as usize).is_some_and(|&line| line != 0);
+        let composed = [Key::Cmdline, Key::Extra, Key::Root];
+        let key = if key == Key::Cmdline { composed.into_iter().find(given).unwrap_or(key) } else { key };
         ConfigError { file: self.file.clone(), line: self.line(key), key: key.as_str().into(), reason }
     }
 }
@@ -395,7 +399,10 @@ impl<'t> Reader<'_, 't> {
                 }
             }
             other => {
-                self.refuse(Key::Serial, Reason::WrongType { expected: "a string or a list of strings", found: type_name(other) });
+                self.refuse(
+                    Key::Serial,
+                    Reason::WrongType { expected: "a string or a list of strings", found: type_name(other) },
+                );
                 return None;
             }
         };

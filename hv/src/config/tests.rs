@@ -161,7 +161,10 @@ fn a_file_that_is_no_text() {
     bytes.extend(*b"extra = \"\xff\"");
     assert_eq!(parse_bytes("a.cfg", &bytes).unwrap_err()[0].to_string(), "a.cfg:4: -: not UTF-8 text");
     let long = vec![b'#'; MAX_BYTES + 1];
-    assert_eq!(parse_bytes("a.cfg", &long).unwrap_err()[0].to_string(), "a.cfg:1: -: the file has 65537 bytes, at most 65536 are read");
+    assert_eq!(
+        parse_bytes("a.cfg", &long).unwrap_err()[0].to_string(),
+        "a.cfg:1: -: the file has 65537 bytes, at most 65536 are read"
+    );
 }
 
 #[test]
@@ -169,11 +172,7 @@ fn later_refusals_know_their_line() {
     let config = good("vcpus = 1");
     for (key, reason, text) in [
         (Key::Kernel, Reason::NoSuchModule { name: "vmlinuz".into() }, "a.cfg:3: kernel: no boot module is named \"vmlinuz\""),
-        (
-            Key::Kernel,
-            Reason::Load(LoadError::NotAKernel(NotAKernel::Empty)),
-            "a.cfg:3: kernel: not a kernel: the file is empty",
-        ),
+        (Key::Kernel, Reason::Load(LoadError::NotAKernel(NotAKernel::Empty)), "a.cfg:3: kernel: not a kernel: the file is empty"),
         (
             Key::Memory,
             Reason::Create(CreateError::OutOfMemory { wanted: 256 << 20, free: 100 << 20 }),
@@ -184,6 +183,12 @@ fn later_refusals_know_their_line() {
     ] {
         assert_eq!(config.error(key, reason).to_string(), text);
     }
+    let too_long = Reason::Load(LoadError::CommandLineTooLong { length: 3000, limit: 2047 });
+    let config = good("root = \"x\"\nextra = \"y\"");
+    assert_eq!(
+        config.error(Key::Cmdline, too_long).to_string(),
+        "a.cfg:5: extra: the command line is too long: 3000 bytes, this kernel takes 2047"
+    );
 }
 
 proptest! {

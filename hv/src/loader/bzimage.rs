@@ -117,6 +117,9 @@ impl Header {
     fn parse(image: &[u8]) -> Result<Self, LoadError> {
         let truncated =
             LoadError::Truncated { part: "the setup header", needs: header::END_2_12 as u64, has: image.len() as u64 };
+        if image.len() < header::END_2_12 {
+            return Err(truncated);
+        }
         let u8_at = |offset| image.u8_at(offset).ok_or(truncated);
         let u16_at = |offset| image.u16_at(offset).ok_or(truncated);
         let u32_at = |offset| image.u32_at(offset).ok_or(truncated);
@@ -217,7 +220,10 @@ pub(super) fn load<M: GuestMemory + ?Sized>(memory: &M, request: &LoadRequest<'_
             let place = placer
                 .take_highest(size, PAGE_SIZE, low.clone())
                 .or_else(|| placer.take_highest(size, PAGE_SIZE, high.clone()))
-                .ok_or_else(|| LoadError::RamdiskDoesNotFit { size, free: placer.largest_free(low).max(placer.largest_free(high)) })?;
+                .ok_or_else(|| LoadError::RamdiskDoesNotFit {
+                    size,
+                    free: placer.largest_free(low).max(placer.largest_free(high)),
+                })?;
             memory.write(Gpa(place), ramdisk.data)?;
             Some((place, size))
         }
@@ -228,8 +234,11 @@ pub(super) fn load<M: GuestMemory + ?Sized>(memory: &M, request: &LoadRequest<'_
     let mut cmdline = Vec::from(request.cmdline.as_bytes());
     cmdline.push(0);
     memory.write(Gpa(CMDLINE), &cmdline)?;
-    let params = zero_page(image, &header, &map, request.rsdp, start, initrd)
-        .ok_or(LoadError::Truncated { part: "the setup header", needs: header.end as u64, has: image.len() as u64 })?;
+    let params = zero_page(image, &header, &map, request.rsdp, start, initrd).ok_or(LoadError::Truncated {
+        part: "the setup header",
+        needs: header.end as u64,
+        has: image.len() as u64,
+    })?;
     memory.write(Gpa(BOOT_PARAMS), &params)?;
     memory.write(Gpa(PAGE_TABLES), &identity_map())?;
     let gdt: [u64; 4] = [0, 0, CODE64_DESCRIPTOR, DATA_DESCRIPTOR];

@@ -58,9 +58,8 @@ pub(super) fn parse(image: &[u8]) -> Result<Elf<'_>, LoadError> {
     }
     let u16_at = |offset| image.u16_at(offset).ok_or(short);
     // A field of address size, at the offset that it has in a 32-bit and in a 64-bit file.
-    let word = |offset: (usize, usize)| {
-        if wide { image.u64_at(offset.1) } else { image.u32_at(offset.0).map(u64::from) }.ok_or(short)
-    };
+    let word =
+        |offset: (usize, usize)| if wide { image.u64_at(offset.1) } else { image.u32_at(offset.0).map(u64::from) }.ok_or(short);
     let kind = u16_at(16)?;
     if !matches!(kind, ET_EXEC | ET_DYN) {
         return Err(LoadError::Field { field: "e_type", value: kind.into() });

@@ -85,7 +85,9 @@ impl fmt::Display for NotAKernel {
                 f.write_str("an ELF file without a multiboot1 header in its first 8 KiB (a vmlinux? give the bzImage)")
             }
             Self::Elf { multiboot2: true } => f.write_str("an ELF file with a multiboot2 header, which is not supported yet"),
-            Self::MultibootChecksum { offset } => write!(f, "the multiboot1 header at file offset {offset:#x} has a wrong checksum"),
+            Self::MultibootChecksum { offset } => {
+                write!(f, "the multiboot1 header at file offset {offset:#x} has a wrong checksum")
+            }
             Self::Pe => f.write_str("a DOS or EFI program without Linux's boot header"),
             Self::Cpio => f.write_str("a cpio archive (an initramfs? that is what ramdisk is for)"),
             Self::Text => f.write_str("a text file"),
@@ -185,7 +187,12 @@ impl fmt::Display for LoadError {
                 Bytes(size)
             ),
             Self::RamdiskDoesNotFit { size, free } => {
-                write!(f, "the ramdisk does not fit: it has {}, the largest free place beside the kernel has {}", Bytes(size), Bytes(free))
+                write!(
+                    f,
+                    "the ramdisk does not fit: it has {}, the largest free place beside the kernel has {}",
+                    Bytes(size),
+                    Bytes(free)
+                )
             }
             Self::CommandLineTooLong { length, limit } => {
                 write!(f, "the command line is too long: {length} bytes, this kernel takes {limit}")

@@ -67,7 +67,11 @@ pub(super) fn has_multiboot2_header(image: &[u8]) -> bool {
     (0..image.len().min(SEARCH_2)).step_by(8).any(|offset| image.u32_at(offset) == Some(HEADER_MAGIC_2))
 }
 
-pub(super) fn load<M: GuestMemory + ?Sized>(memory: &M, request: &LoadRequest<'_>, header: usize) -> Result<VcpuState, LoadError> {
+pub(super) fn load<M: GuestMemory + ?Sized>(
+    memory: &M,
+    request: &LoadRequest<'_>,
+    header: usize,
+) -> Result<VcpuState, LoadError> {
     let image = request.kernel;
     let flags = image.u32_at(header + 4).unwrap_or(0);
     let unknown = flags & REQUIREMENTS & !KNOWN_REQUIREMENTS;

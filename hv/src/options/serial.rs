@@ -219,21 +219,55 @@ mod tests {
         let default = SerialOptions::at(0x3f8, 4);
         assert_eq!(set("115200,8n1"), Some(default));
         assert_eq!(set("auto").map(|o| (o.baud, o.divisor())), Some((Baud::Auto, None)));
-        assert_eq!(set("9600,7e2,0x2f8,0"), Some(SerialOptions {
-            baud: Baud::Fixed(9600), data_bits: 7, parity: Parity::Even, stop_bits: 2, io_base: 0x2f8, irq: None, ..default
-        }));
+        assert_eq!(
+            set("9600,7e2,0x2f8,0"),
+            Some(SerialOptions {
+                baud: Baud::Fixed(9600),
+                data_bits: 7,
+                parity: Parity::Even,
+                stop_bits: 2,
+                io_base: 0x2f8,
+                irq: None,
+                ..default
+            })
+        );
         assert_eq!(set("57600,,,11"), Some(SerialOptions { baud: Baud::Fixed(57_600), irq: Some(11), ..default }));
-        assert_eq!(set("baud=19200,parity=o,stop-bits=2,io-base=0x3e8,irq=0xa,data-bits=7"), Some(SerialOptions {
-            baud: Baud::Fixed(19_200), parity: Parity::Odd, stop_bits: 2, io_base: 0x3e8, irq: Some(10), data_bits: 7, ..default
-        }));
+        assert_eq!(
+            set("baud=19200,parity=o,stop-bits=2,io-base=0x3e8,irq=0xa,data-bits=7"),
+            Some(SerialOptions {
+                baud: Baud::Fixed(19_200),
+                parity: Parity::Odd,
+                stop_bits: 2,
+                io_base: 0x3e8,
+                irq: Some(10),
+                data_bits: 7,
+                ..default
+            })
+        );
         assert_eq!(set("115200/460800").and_then(|o| o.divisor()), Some(4));
         assert_eq!(set("9600").and_then(|o| o.divisor()), Some(12));
     }
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["", "fast", "0", "115200,8x1", "115200,8n3", "115200,8n12", "115200,8n1,0", "115200,8n1,0xfff9", "115200,8n1,0x3f8,16",
-            "460800", "115200,8n1,0x3f8,4,5", "115200,8n1,0x3f8,4,00:01.0", "speed=9600", "115200/0", "115200/999999999999", "9600,äöü"] {
+        for text in [
+            "",
+            "fast",
+            "0",
+            "115200,8x1",
+            "115200,8n3",
+            "115200,8n12",
+            "115200,8n1,0",
+            "115200,8n1,0xfff9",
+            "115200,8n1,0x3f8,16",
+            "460800",
+            "115200,8n1,0x3f8,4,5",
+            "115200,8n1,0x3f8,4,00:01.0",
+            "speed=9600",
+            "115200/0",
+            "115200/999999999999",
+            "9600,äöü",
+        ] {
             assert_eq!(set(text), None, "{text}");
         }
     }

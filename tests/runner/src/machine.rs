@@ -309,9 +309,15 @@ impl Machine {
     pub fn messages(&self) -> String {
         const LINES: usize = 15;
         let text: String = self.messages.iter().filter_map(|p| fs::read(p).ok()).map(|b| String::from_utf8_lossy(&b).into_owned()).collect();
-        let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
+        let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty() && !is_bochs_chatter(l)).collect();
         lines[lines.len().saturating_sub(LINES)..].join("\n")
     }
+}
+
+/// A line in Bochs' log that is neither an error nor a panic: `TIME`, the level's letter, and the device in brackets.
+fn is_bochs_chatter(line: &str) -> bool {
+    let rest = line.trim_start_matches(|c: char| c.is_ascii_digit());
+    rest.len() != line.len() && ["i[", "d["].iter().any(|level| rest.starts_with(level))
 }
 
 impl Drop for Machine {
@@ -389,6 +395,13 @@ mod tests {
             }
         };
         assert_eq!(status.code(), Some(3));
+    }
+
+    #[test]
+    fn bochs_says_a_lot() {
+        assert!(is_bochs_chatter("00517344442i[CPU0  ] | EAX=36d7206e"));
+        assert!(!is_bochs_chatter("00517344442p[CPU0  ] >>PANIC<< x"));
+        assert!(!is_bochs_chatter("in[ can't open"));
     }
 
     #[test]

@@ -184,10 +184,19 @@ pub fn run(machine: &mut Machine, mailbox: Mailbox, options: &Options, observer:
     });
     let end = match end {
         // The last words may have come with the end.
-        End::EmulatorEnded { .. } => session.ending.take().map_or(end, |(end, _)| end),
+        End::EmulatorEnded { .. } => last_words(&session.events).unwrap_or(end),
         end => end,
     };
     Ok(Outcome { end, events: session.events })
+}
+
+/// The end that the hypervisor itself announced, if it did.
+fn last_words(events: &[Event]) -> Option<End> {
+    events.iter().rev().find_map(|e| match e {
+        Event::Panic(message) => Some(End::Panic(message.clone())),
+        Event::AllEnded => Some(End::AllEnded),
+        _ => None,
+    })
 }
 
 fn note(line: &str, events: &mut Vec<Event>, observer: &mut dyn Observer) -> Option<Event> {
@@ -273,17 +282,20 @@ impl Session {
         observer.bytes(bytes);
         let now = Instant::now();
         let Self { splitter, feeder, events, ending } = self;
-        feeder.output(bytes, now);
-        splitter.push(bytes, |line| {
-            let Some(event) = note(line, events, observer) else { return };
-            feeder.event(&event);
-            match event {
-                Event::AllEnded if ending.is_none() => *ending = Some((End::AllEnded, now + options.grace)),
-                // A panic counts even while the machine is being switched off.
-                Event::Panic(message) => *ending = Some((End::Panic(message), now + options.grace)),
-                _ => {}
-            }
-        });
+        // Line by line, because a prompt means something else before an event than after it.
+        for part in bytes.split_inclusive(|b| *b == b'\n') {
+            feeder.output(part, now);
+            splitter.push(part, |line| {
+                let Some(event) = note(line, events, observer) else { return };
+                feeder.event(&event);
+                match event {
+                    Event::AllEnded if ending.is_none() => *ending = Some((End::AllEnded, now + options.grace)),
+                    // A panic counts even while the machine is being switched off.
+                    Event::Panic(message) => *ending = Some((End::Panic(message), now + options.grace)),
+                    _ => {}
+                }
+            });
+        }
     }
 }
 
@@ -347,6 +359,22 @@ mod tests {
         let (outcome, record) = play("printf 'last words'; exit 7", "", &options());
         assert!(matches!(outcome.end, End::EmulatorEnded { status: Some(s), .. } if s.code() == Some(7)), "{:?}", outcome.end);
         assert_eq!((record.bytes.as_slice(), record.lines.as_slice()), (&b"last words"[..], &["last words".to_owned()][..]));
+    }
+
+    #[test]
+    fn last_words_without_an_end_of_line_count() {
+        for (word, expected) in [("all guests ended", "all guests ended"), ("PANIC: x", "the hypervisor panicked: x")] {
+            let (outcome, _) = play(&format!("printf '(BH) {word}'; exit 1"), "", &options());
+            assert_eq!(outcome.end.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_prompt_counts_from_the_guest_that_shows_it() {
+        let script = "printf '(BH) guest a: started\n(BH) console: input goes to guest a\ndebian:/# '; read line; echo \"got $line\"";
+        let options = Options { pace: Pace::AtPrompt { silence: 60 * SECOND }, ..options() };
+        let (_, record) = play(script, "hello\n", &options);
+        assert_eq!(record.lines.last().unwrap(), "debian:/# got hello");
     }
 
     #[test]

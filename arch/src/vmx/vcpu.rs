@@ -1,0 +1,715 @@
+//! A vCPU on VT-x: entry, completion of exits, events. Registers and MSRs are in [`super::state`].
+//!
+//! Manual: see [`super::spec`].
+//!
+//! Each VMREAD and VMWRITE is an exit itself when Bulkhead runs nested, so fields are read when somebody asks, RIP, RFLAGS, RSP and
+//! the interruptibility at most once for each exit, and control words are written when they change.
+
+use super::{
+    caps::{Controls, Invalidate},
+    decode::{self, Fields, NEEDS_SERVICE},
+    instructions::{Failed, invept, invvpid},
+    spec::{
+        EntryControls, PENDING_DEBUG_BS, PrimaryControls, SecondaryControls, control, guest, interruptibility, interruption, reason, ro,
+    },
+    state::SwitchedMsrs,
+    switch::{Frame, Outcome, enter},
+    vmcs::Vmcs,
+    vpid::Vpid,
+};
+use crate::{
+    cpu::{self, cr, percpu},
+    event::{Arbiter, Event, EventKind, SoftwareEvents},
+    mm::guest::GuestRam,
+    vcpu::LazyState,
+};
+use alloc::{boxed::Box, sync::Arc};
+use core::{
+    cell::{Cell, UnsafeCell},
+    fmt,
+};
+use x86defs::{
+    ControlRegister, Cr0, CreateError, EntryFailure, Exception, Exit, Gpr, Gprs, Hpa, Resume, Rflags, VcpuConfig, vector,
+};
+
+/// What an entry has to do beyond entering: bits of [`VmxVcpu::pending`].
+mod pending {
+    /// RSP was written through [`x86defs::Vcpu::gprs_mut`].
+    pub const RSP: u8 = 1 << 0;
+    /// Cached translations must go.
+    pub const FLUSH: u8 = 1 << 1;
+}
+
+/// Bits of [`Cached::valid`].
+mod valid {
+    pub const RIP: u8 = 1 << 0;
+    pub const RFLAGS: u8 = 1 << 1;
+    pub const RSP: u8 = 1 << 2;
+    pub const INTERRUPTIBILITY: u8 = 1 << 3;
+}
+
+/// Guest registers that were read from the VMCS since the last exit. What is valid here is also what the VMCS holds.
+#[derive(Default, Debug)]
+pub(super) struct Cached {
+    valid: Cell<u8>,
+    rip: Cell<u64>,
+    rflags: Cell<u64>,
+    interruptibility: Cell<u32>,
+}
+
+/// A virtual CPU.
+pub struct VmxVcpu {
+    /// In a box, because the VMCS holds its address. RSP's slot is filled when somebody asks, through a shared reference.
+    frame: Box<UnsafeCell<Frame>>,
+    pub(super) vmcs: Vmcs,
+    pub(super) cached: Cached,
+    pending: u8,
+    pub(super) events: Arbiter,
+    /// Basic reason of the last exit, and the field as it was.
+    exit_reason: u32,
+    /// The primary controls as they are in the VMCS.
+    primary: u32,
+    pub(super) controls: Controls,
+    pub(super) cr0_mask: u64,
+    pub(super) cr4_mask: u64,
+    pub(super) cr0_shadow: u64,
+    pub(super) cr4_shadow: u64,
+    /// The guest's CR2 while the vCPU is not loaded; the CPU's own CR2 is the guest's while it is.
+    pub(super) cr2: u64,
+    pub(super) msrs: SwitchedMsrs,
+    pub(super) lazy: LazyState,
+    pub(super) memory: Arc<GuestRam>,
+    ept_pointer: u64,
+    vpid: Option<Vpid>,
+    /// The CPU that last loaded it: another one may hold old translations of its VPID.
+    last_cpu: Option<u32>,
+    /// The VM-instruction error or exit reason of a failed entry.
+    failure: Option<EntryFailure>,
+}
+
+// SAFETY: the cells and the frame are reached through the vCPU only, which has one owner; the VMCS moves between CPUs by `unload`.
+unsafe impl Send for VmxVcpu {}
+
+impl Fields for VmxVcpu {
+    #[inline(always)]
+    fn field(&self, field: u32) -> u64 {
+        self.vmcs.read(field)
+    }
+    #[inline(always)]
+    fn gpr(&self, register: Gpr) -> u64 {
+        if matches!(register, Gpr::Rsp) { self.all_gprs()[register] } else { self.switched_gprs()[register] }
+    }
+    fn cr0(&self) -> u64 {
+        self.read_cr0()
+    }
+    fn long_code(&self) -> bool {
+        self.in_long_code()
+    }
+}
+
+impl VmxVcpu {
+    /// A vCPU at its reset state. `ept_pointer` is the EPT pointer of `memory`; `msr_bitmap` the page of the MSR bitmaps.
+    ///
+    /// # Errors
+    /// No memory, or no VPID left.
+    pub fn new(
+        controls: &Controls,
+        memory: Arc<GuestRam>,
+        ept_pointer: u64,
+        msr_bitmap: Hpa,
+        config: &VcpuConfig,
+    ) -> Result<Self, CreateError> {
+        let out_of_memory = CreateError::OutOfMemory { wanted: x86defs::PAGE_SIZE, free: crate::mm::frames::free_bytes() };
+        let vmcs = Vmcs::new(controls.revision).ok_or(out_of_memory)?;
+        let vpid = match controls.invvpid {
+            Some(_) => Some(Vpid::allocate().ok_or(CreateError::OutOf("VPIDs"))?),
+            None => None,
+        };
+        let rdtsc = if config.intercept_rdtsc && controls.rdtsc_exiting { PrimaryControls::RDTSC_EXITING.bits() } else { 0 };
+        let [cr0_mask, cr4_mask] = super::state::owned_bits(controls, config.cr4_allowed);
+        let mut vcpu = Self {
+            frame: Box::new(UnsafeCell::new(Frame::default())),
+            vmcs,
+            cached: Cached::default(),
+            pending: pending::FLUSH,
+            events: Arbiter::new(),
+            exit_reason: 0,
+            primary: controls.primary | rdtsc,
+            controls: *controls,
+            cr0_mask,
+            cr4_mask,
+            cr0_shadow: 0,
+            cr4_shadow: 0,
+            cr2: 0,
+            msrs: SwitchedMsrs::default(),
+            lazy: LazyState::new(),
+            memory,
+            ept_pointer,
+            vpid,
+            last_cpu: None,
+            failure: None,
+        };
+        vcpu.vmcs.write_constants(controls);
+        for (field, value) in [
+            (control::PRIMARY_PROCBASED_EXEC_CONTROLS, u64::from(vcpu.primary)),
+            (control::VMENTRY_CONTROLS, u64::from(controls.entry)),
+            (control::MSR_BITMAPS_ADDR_FULL, msr_bitmap.0),
+            (control::EPTP_FULL, ept_pointer),
+            (control::TSC_OFFSET_FULL, 0),
+            (control::CR0_GUEST_HOST_MASK, cr0_mask),
+            (control::CR4_GUEST_HOST_MASK, cr4_mask),
+        ] {
+            vcpu.vmcs.write(field, value);
+        }
+        if let Some(vpid) = &vcpu.vpid {
+            vcpu.vmcs.write(control::VPID, u64::from(vpid.get()));
+        }
+        if controls.uses(SecondaryControls::PAUSE_LOOP_EXITING) {
+            // 25.6.13, in TSC ticks: PAUSEs at most `gap` apart are one loop, and a loop exits after `window`. A lock is held for
+            // less than 4096 ticks unless its holder does not run.
+            vcpu.vmcs.write(control::PLE_GAP, 128);
+            vcpu.vmcs.write(control::PLE_WINDOW, 4096);
+        }
+        if controls.uses(SecondaryControls::ENABLE_XSAVES_XRSTORS) {
+            vcpu.vmcs.write(control::XSS_EXITING_BITMAP_FULL, 0);
+        }
+        vcpu.write_initial_msrs();
+        vcpu.write_state(&x86defs::VcpuState::reset(0));
+        Ok(vcpu)
+    }
+
+    // ---- General-purpose registers and what is cached ----
+
+    /// All but RSP, which may be old.
+    #[inline(always)]
+    fn switched_gprs(&self) -> &Gprs {
+        // SAFETY: the frame is written by an entry (`&mut self`), through `frame_mut` (`&mut self`), and in RSP's slot by `all_gprs`,
+        // when no reference that could see it has been given out since the last exit.
+        unsafe { &(*self.frame.get()).gprs }
+    }
+
+    #[inline(always)]
+    fn frame_mut(&mut self) -> &mut Frame {
+        self.frame.get_mut()
+    }
+
+    /// All sixteen, RSP read from the VMCS if that has not been done since the last exit.
+    pub(super) fn all_gprs(&self) -> &Gprs {
+        if !self.has(valid::RSP) {
+            let rsp = self.vmcs.read(guest::RSP);
+            // SAFETY: this is the first call since the last exit, so no reference from here is alive; `switched_gprs` gives its
+            // references to this module only, which does not keep them.
+            unsafe { (*self.frame.get()).gprs[Gpr::Rsp] = rsp };
+            self.now_valid(valid::RSP);
+        }
+        self.switched_gprs()
+    }
+
+    /// All sixteen, to be written: RSP goes to the VMCS at the next entry.
+    pub(super) fn all_gprs_mut(&mut self) -> &mut Gprs {
+        self.all_gprs();
+        self.pending |= pending::RSP;
+        &mut self.frame_mut().gprs
+    }
+
+    #[inline(always)]
+    fn has(&self, bit: u8) -> bool {
+        self.cached.valid.get() & bit != 0
+    }
+
+    #[inline(always)]
+    fn now_valid(&self, bit: u8) {
+        self.cached.valid.set(self.cached.valid.get() | bit);
+    }
+
+    #[inline]
+    pub(super) fn read_rip(&self) -> u64 {
+        if !self.has(valid::RIP) {
+            self.cached.rip.set(self.vmcs.read(guest::RIP));
+            self.now_valid(valid::RIP);
+        }
+        self.cached.rip.get()
+    }
+
+    #[inline]
+    pub(super) fn write_rip(&mut self, rip: u64) {
+        self.cached.rip.set(rip);
+        self.now_valid(valid::RIP);
+        self.vmcs.write(guest::RIP, rip);
+    }
+
+    #[inline]
+    pub(super) fn read_rflags(&self) -> u64 {
+        if !self.has(valid::RFLAGS) {
+            self.cached.rflags.set(self.vmcs.read(guest::RFLAGS));
+            self.now_valid(valid::RFLAGS);
+        }
+        self.cached.rflags.get()
+    }
+
+    #[inline]
+    pub(super) fn write_rflags(&mut self, rflags: u64) {
+        self.cached.rflags.set(rflags);
+        self.now_valid(valid::RFLAGS);
+        self.vmcs.write(guest::RFLAGS, rflags);
+    }
+
+    #[inline]
+    fn interruptibility(&self) -> u32 {
+        if !self.has(valid::INTERRUPTIBILITY) {
+            self.cached.interruptibility.set(self.vmcs.read(guest::INTERRUPTIBILITY_STATE) as u32);
+            self.now_valid(valid::INTERRUPTIBILITY);
+        }
+        self.cached.interruptibility.get()
+    }
+
+    pub(super) fn write_interruptibility(&mut self, value: u32) {
+        self.cached.interruptibility.set(value);
+        self.now_valid(valid::INTERRUPTIBILITY);
+        self.vmcs.write(guest::INTERRUPTIBILITY_STATE, u64::from(value));
+    }
+
+    #[inline]
+    fn clear_shadow(&mut self) {
+        let now = self.interruptibility();
+        if now & interruptibility::SHADOW != 0 {
+            self.write_interruptibility(now & !interruptibility::SHADOW);
+        }
+    }
+
+    /// The next entry drops translations.
+    pub(super) fn want_flush(&mut self) {
+        self.pending |= pending::FLUSH;
+    }
+
+    // ---- Completion of exits ----
+
+    /// The instruction at RIP is complete.
+    #[inline]
+    pub(super) fn advance(&mut self) {
+        let rip = self.read_rip();
+        let mut next = rip.wrapping_add(self.vmcs.read(ro::VMEXIT_INSTRUCTION_LEN) & 0xf);
+        // Outside of 64-bit code, EIP wraps.
+        if (next ^ rip) >> 32 != 0 && !self.in_long_code() {
+            next &= 0xffff_ffff;
+        }
+        self.write_rip(next);
+        self.retire(self.read_rflags());
+    }
+
+    /// An instruction that began with these RFLAGS has retired: its interrupt shadow is over, and a single step traps.
+    #[inline]
+    fn retire(&mut self, rflags: u64) {
+        self.clear_shadow();
+        if rflags & Rflags::TF.bits() != 0 {
+            self.single_step();
+        }
+    }
+
+    #[cold]
+    fn single_step(&mut self) {
+        /// IA32_DEBUGCTL.BTF: TF traps branches only.
+        const BTF: u64 = 1 << 1;
+        if self.vmcs.read(guest::IA32_DEBUGCTL_FULL) & BTF == 0 {
+            let pending = self.vmcs.read(guest::PENDING_DBG_EXCEPTIONS);
+            self.vmcs.write(guest::PENDING_DBG_EXCEPTIONS, pending | PENDING_DEBUG_BS);
+        }
+    }
+
+    /// Puts a port's value into AL, AX or EAX.
+    #[inline]
+    fn complete_port_read(&mut self, value: u32) {
+        let mask = decode::io_width(self.vmcs.read(ro::EXIT_QUALIFICATION)).mask();
+        let rax = &mut self.frame_mut().gprs[Gpr::Rax];
+        // A 32-bit result clears the upper half (SDM vol. 1, 3.4.1.1); narrower ones leave the rest.
+        let kept = if mask == 0xffff_ffff { 0 } else { *rax & !mask };
+        *rax = kept | u64::from(value) & mask;
+        self.advance();
+    }
+
+    fn set_edx_eax(&mut self, value: u64) {
+        let gprs = &mut self.frame_mut().gprs;
+        gprs.set32(Gpr::Rax, value as u32);
+        gprs.set32(Gpr::Rdx, (value >> 32) as u32);
+    }
+
+    fn complete_tsc(&mut self, value: u64) {
+        self.set_edx_eax(value);
+        if self.exit_reason as u16 == reason::RDTSCP {
+            let aux = self.tsc_aux();
+            self.frame_mut().gprs.set32(Gpr::Rcx, aux);
+        }
+        self.advance();
+    }
+
+    fn complete_control_read(&mut self, value: u64) {
+        let register = decode::cr_gpr(self.vmcs.read(ro::EXIT_QUALIFICATION));
+        let value = if self.in_long_code() { value } else { value & 0xffff_ffff };
+        self.all_gprs_mut()[register] = value;
+        self.advance();
+    }
+
+    fn complete_control_write(&mut self, value: u64) {
+        // CLTS and LMSW write CR0, and their qualification names it as well.
+        match self.vmcs.read(ro::EXIT_QUALIFICATION) & 0xf {
+            0 => self.write_control(ControlRegister::Cr0, value),
+            3 => self.write_control(ControlRegister::Cr3, value),
+            4 => self.write_control(ControlRegister::Cr4, value),
+            _ => {}
+        }
+        self.advance();
+    }
+
+    /// Raises an exception with RIP at the instruction that causes it.
+    fn fault(&mut self, exception: &Exception) {
+        // SDM vol. 3B, 18.3.1.1: faults push RF set, so that an instruction breakpoint does not hit twice; #DB's is right already.
+        if exception.vector != vector::DB {
+            let rflags = self.read_rflags();
+            self.write_rflags(rflags | Rflags::RF.bits());
+        }
+        self.raise(exception);
+    }
+
+    pub(super) fn raise(&mut self, exception: &Exception) {
+        if let Some(address) = exception.cr2 {
+            self.write_cr2(address);
+        }
+        let cr0 = self.read_cr0();
+        self.events.raise(exception, cr0);
+    }
+
+    /// Completes the last exit.
+    #[inline]
+    pub(super) fn finish(&mut self, resume: Resume) {
+        match resume {
+            Resume::Retry => {}
+            Resume::Advance => self.advance(),
+            Resume::PortRead(value) => self.complete_port_read(value),
+            Resume::Cpuid(result) => {
+                let gprs = &mut self.frame_mut().gprs;
+                gprs.set32(Gpr::Rax, result.eax);
+                gprs.set32(Gpr::Rbx, result.ebx);
+                gprs.set32(Gpr::Rcx, result.ecx);
+                gprs.set32(Gpr::Rdx, result.edx);
+                self.advance();
+            }
+            Resume::MsrRead(value) => {
+                self.set_edx_eax(value);
+                self.advance();
+            }
+            Resume::Tsc(value) => self.complete_tsc(value),
+            Resume::ControlRead(value) => self.complete_control_read(value),
+            Resume::ControlWrite(value) => self.complete_control_write(value),
+            Resume::Emulated { rip, rflags } => {
+                let before = self.read_rflags();
+                self.write_rip(rip);
+                self.write_rflags(super::state::valid_rflags(rflags) & !Rflags::RF.bits());
+                self.retire(before);
+            }
+            Resume::Fault(exception) => self.fault(&exception),
+        }
+    }
+
+    // ---- Entry and exit ----
+
+    /// Enters until the next exit. The VMCS is current.
+    #[inline]
+    pub(super) fn enter_guest(&mut self) -> Exit {
+        if self.events.is_busy() {
+            if self.events.is_shutdown() {
+                return Exit::TripleFault;
+            }
+            self.commit_event();
+        }
+        if self.pending != 0 {
+            self.commit_pending();
+        }
+        let frame = self.frame.get();
+        // SAFETY: `load` has made the VMCS current and written the host state for this CPU and this frame; whoever calls `run` has
+        // interrupts off.
+        let outcome = unsafe { enter(frame) };
+        self.cached.valid.set(0);
+        if outcome != Outcome::Exit {
+            return self.entry_failed(outcome);
+        }
+        self.frame_mut().launched = 1;
+        let raw = self.vmcs.read(ro::EXIT_REASON) as u32;
+        self.exit_reason = raw;
+        if NEEDS_SERVICE.checked_shr(raw & 0xffff).unwrap_or(0) & 1 != 0 {
+            self.service(raw as u16);
+        }
+        decode::decode(raw, self)
+    }
+
+    /// Writes the queued event to the VMCS (25.8.3).
+    fn commit_event(&mut self) {
+        let event = self.events.take();
+        // 27.3.1.5: no event goes into an interrupt shadow; its handler's first instruction is out of it anyway.
+        self.clear_shadow();
+        if event.has_error_code() {
+            self.vmcs.write(control::VMENTRY_EXCEPTION_ERR_CODE, u64::from(event.error_code()));
+        }
+        if event.is_software() {
+            self.vmcs.write(control::VMENTRY_INSTRUCTION_LEN, u64::from(event.length()));
+        }
+        self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, u64::from(event.info()));
+    }
+
+    #[cold]
+    fn commit_pending(&mut self) {
+        if self.pending & pending::RSP != 0 {
+            let rsp = self.switched_gprs()[Gpr::Rsp];
+            self.vmcs.write(guest::RSP, rsp);
+        }
+        if self.pending & pending::FLUSH != 0 {
+            self.flush();
+        }
+        self.pending = 0;
+    }
+
+    /// Drops what this CPU has cached for this vCPU (29.4.3.3).
+    fn flush(&self) {
+        // SAFETY: `Controls` names types that the CPU has, and this CPU is in VMX operation.
+        let invalidated = unsafe {
+            let linear = match (&self.vpid, self.controls.invvpid) {
+                (Some(vpid), Some(Invalidate::Single)) => invvpid(1, vpid.get()),
+                (Some(_), Some(Invalidate::All)) => invvpid(2, 0),
+                // Without a VPID, every entry drops them.
+                _ => Ok(()),
+            };
+            let physical = match self.controls.invept {
+                Invalidate::Single => invept(1, self.ept_pointer),
+                Invalidate::All => invept(2, 0),
+            };
+            linear.and(physical)
+        };
+        // Only a descriptor with a wrong VPID or EPT pointer fails.
+        debug_assert_ne!(invalidated, Err(Failed));
+    }
+
+    #[cold]
+    fn entry_failed(&mut self, outcome: Outcome) -> Exit {
+        let code = if outcome == Outcome::FailedValid { self.vmcs.read(ro::VM_INSTRUCTION_ERROR) } else { 0 };
+        let failure = EntryFailure { code, info: 0 };
+        self.failure = Some(failure);
+        Exit::EntryFailed(failure)
+    }
+
+    /// Serves the host's interrupts, and looks after an event whose delivery the exit has cut short.
+    fn service(&mut self, basic: u16) {
+        match basic {
+            reason::EXTERNAL_INTERRUPT => {
+                let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO) as u32;
+                cpu::dispatch(interruption::vector(info));
+                return;
+            }
+            reason::ENTRY_MACHINE_CHECK => return machine_check(),
+            // The new task takes the event; an emulated switch delivers it.
+            reason::TASK_SWITCH => return,
+            reason::EXCEPTION_OR_NMI => {
+                let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO) as u32;
+                match (interruption::kind(info), interruption::vector(info)) {
+                    (interruption::NMI, _) => {
+                        cpu::dispatch(vector::NMI);
+                        return;
+                    }
+                    (_, vector::MC) => return machine_check(),
+                    (kind, vector::DB) => self.debug_exception(kind),
+                    _ => {}
+                }
+                self.interrupted_delivery(info, interruption::vector(info) != vector::DF);
+            }
+            _ => {
+                let qualification = self.vmcs.read(ro::EXIT_QUALIFICATION) as u32;
+                self.interrupted_delivery(qualification, basic == reason::EPT_VIOLATION);
+            }
+        }
+    }
+
+    /// 25.9.3 and 28.2.4: an event whose delivery led to the exit is delivered again, unless the exit's answer is an exception.
+    /// `info` has bit 12 where the exit says that a faulting IRET had unblocked NMIs; it counts if `defined`.
+    #[inline]
+    fn interrupted_delivery(&mut self, info: u32, defined: bool) {
+        let vectoring = self.vmcs.read(ro::IDT_VECTORING_INFO) as u32;
+        if vectoring & interruption::VALID != 0 {
+            self.requeue(vectoring);
+        } else if defined && info & interruption::NMI_UNBLOCKING != 0 {
+            let now = self.interruptibility();
+            self.write_interruptibility(now | interruptibility::NMI);
+        }
+    }
+
+    #[cold]
+    fn requeue(&mut self, vectoring: u32) {
+        let error_code = if vectoring & interruption::ERROR_CODE_VALID != 0 {
+            self.vmcs.read(ro::IDT_VECTORING_ERR_CODE) as u32
+        } else {
+            0
+        };
+        let mut event = Event::from_hardware(vectoring, error_code);
+        if event.is_software() {
+            event = event.with_length(self.vmcs.read(ro::VMEXIT_INSTRUCTION_LEN) as u8);
+        }
+        if event.kind() == Some(EventKind::Nmi) {
+            // It has not been delivered, so it blocks nothing yet; 27.3.1.5 wants it so for the second try.
+            let now = self.interruptibility();
+            self.write_interruptibility(now & !interruptibility::NMI);
+        }
+        self.events.interrupted(event, SoftwareEvents::Inject);
+    }
+
+    /// A #DB that exits has not changed DR6, DR7 and DEBUGCTL yet (28.1), and injecting it will not: do what its delivery does.
+    #[cold]
+    fn debug_exception(&mut self, kind: u32) {
+        const TRAPS: u64 = 0xf;
+        const DETECTED_AND_STEP: u64 = 1 << 13 | 1 << 14;
+        const GENERAL_DETECT: u64 = 1 << 13;
+        if kind == interruption::PRIVILEGED_SOFTWARE_EXCEPTION {
+            // INT1 exits with RIP at itself, but is a trap. It sets nothing in DR6.
+            self.advance();
+            return;
+        }
+        let qualification = self.vmcs.read(ro::EXIT_QUALIFICATION);
+        let dr6 = self.lazy.dr6() & !TRAPS | qualification & (TRAPS | DETECTED_AND_STEP);
+        self.lazy.set_dr6(dr6);
+        let dr7 = self.vmcs.read(guest::DR7);
+        self.vmcs.write(guest::DR7, dr7 & !GENERAL_DETECT);
+        // LBR and BTF (SDM vol. 3B, 18.4.4).
+        let debugctl = self.vmcs.read(guest::IA32_DEBUGCTL_FULL);
+        self.vmcs.write(guest::IA32_DEBUGCTL_FULL, debugctl & !3);
+    }
+
+    // ---- Events ----
+
+    #[inline]
+    pub(super) fn interrupt_allowed(&self) -> bool {
+        !self.events.is_busy()
+            && self.read_rflags() & Rflags::IF.bits() != 0
+            && self.interruptibility() & interruptibility::SHADOW == 0
+    }
+
+    pub(super) fn nmi_allowed(&self) -> bool {
+        !self.events.is_busy() && self.interruptibility() & (interruptibility::SHADOW | interruptibility::NMI) == 0
+    }
+
+    /// Sets or clears a bit of the primary controls.
+    #[inline]
+    pub(super) fn set_primary(&mut self, bit: PrimaryControls, wanted: bool) {
+        let word = if wanted { self.primary | bit.bits() } else { self.primary & !bit.bits() };
+        if word != self.primary {
+            self.primary = word;
+            self.vmcs.write(control::PRIMARY_PROCBASED_EXEC_CONTROLS, u64::from(word));
+        }
+    }
+
+    // ---- Loading and unloading ----
+
+    pub(super) fn enter_cpu(&mut self) {
+        debug_assert!(!self.vmcs.is_active());
+        let cpu = percpu::current().id;
+        if self.last_cpu != Some(cpu) {
+            self.last_cpu = Some(cpu);
+            self.want_flush();
+        }
+        self.vmcs.activate();
+        self.frame_mut().launched = 0;
+        let frame = self.frame.get();
+        self.vmcs.write_host_state(&self.controls, frame);
+        // SAFETY: CR2 is the guest's while it is loaded; the host's own faults are fatal and set it themselves.
+        unsafe { cr::set_cr2(self.cr2) };
+        self.msrs.load();
+        self.lazy.load();
+    }
+
+    pub(super) fn leave_cpu(&mut self) {
+        debug_assert!(self.vmcs.is_active());
+        self.lazy.unload();
+        self.msrs.unload();
+        self.cr2 = cr::cr2();
+        self.vmcs.deactivate();
+        self.frame_mut().launched = 0;
+    }
+
+    // ---- Reporting ----
+
+    pub(super) fn write_dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        let read = |field| self.vmcs.read(field);
+        if let Some(failure) = self.failure {
+            writeln!(out, "VM entry failed: VM-instruction error {}", failure.code)?;
+        }
+        writeln!(
+            out,
+            "VMX exit reason {:#x} qualification {:#x} length {} instruction information {:#x}",
+            self.exit_reason,
+            read(ro::EXIT_QUALIFICATION),
+            read(ro::VMEXIT_INSTRUCTION_LEN),
+            read(ro::VMEXIT_INSTRUCTION_INFO)
+        )?;
+        writeln!(
+            out,
+            "    guest-physical {:#x} guest-linear {:#x}",
+            read(ro::GUEST_PHYSICAL_ADDR_FULL),
+            read(ro::GUEST_LINEAR_ADDR)
+        )?;
+        writeln!(
+            out,
+            "    interruption {:#x} ({:#x}) IDT-vectoring {:#x} ({:#x}) queued {:?}",
+            read(ro::VMEXIT_INTERRUPTION_INFO),
+            read(ro::VMEXIT_INTERRUPTION_ERR_CODE),
+            read(ro::IDT_VECTORING_INFO),
+            read(ro::IDT_VECTORING_ERR_CODE),
+            self.events.peek()
+        )?;
+        writeln!(
+            out,
+            "    interruptibility {:#x} activity {} pending debug {:#x} DEBUGCTL {:#x}",
+            read(guest::INTERRUPTIBILITY_STATE),
+            read(guest::ACTIVITY_STATE),
+            read(guest::PENDING_DBG_EXCEPTIONS),
+            read(guest::IA32_DEBUGCTL_FULL)
+        )?;
+        writeln!(
+            out,
+            "    pin {:#x} primary {:#x} secondary {:#x} exit {:#x} entry {:#x} EPT pointer {:#x} VPID {}",
+            self.controls.pin,
+            read(control::PRIMARY_PROCBASED_EXEC_CONTROLS),
+            self.controls.secondary,
+            self.controls.exit,
+            read(control::VMENTRY_CONTROLS),
+            self.ept_pointer,
+            self.vpid.as_ref().map_or(0, Vpid::get)
+        )?;
+        writeln!(
+            out,
+            "    CR0 {:#x} mask {:#x} shadow {:#x}  CR4 {:#x} mask {:#x} shadow {:#x}",
+            read(guest::CR0),
+            self.cr0_mask,
+            self.cr0_shadow,
+            read(guest::CR4),
+            self.cr4_mask,
+            self.cr4_shadow
+        )?;
+        let long = read(control::VMENTRY_CONTROLS) as u32 & EntryControls::IA32E_MODE_GUEST.bits() != 0;
+        let pae = !long && self.read_cr0() & Cr0::PG.bits() != 0 && self.read_cr4() & x86defs::Cr4::PAE.bits() != 0;
+        if pae {
+            let pdptes = super::state::PDPTE_FIELDS.map(read);
+            writeln!(out, "    PDPTEs {pdptes:x?}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for VmxVcpu {
+    fn drop(&mut self) {
+        if self.vmcs.is_active() {
+            self.leave_cpu();
+        }
+    }
+}
+
+/// A machine check while the guest ran is the host's: its handler reports it and does not return (28.2.2 and 27.9).
+#[cold]
+fn machine_check() {
+    // SAFETY: the IDT's gate for vector 18 is present and has a stack of its own.
+    unsafe { core::arch::asm!("int 18") };
+}
