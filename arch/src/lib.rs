@@ -8,6 +8,17 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod acpi;
+pub mod apic;
+pub mod console;
+pub mod cpu;
+pub mod crash;
 pub mod event;
 pub mod mm;
+pub mod multiboot;
+pub mod power;
+pub mod rtc;
+pub mod symbols;
+pub mod timer;
+pub mod tsc;
 pub mod vcpu;

@@ -1,6 +1,7 @@
 //! Switching the machine off and restarting it (ACPI specification 6.5, 4.8.3, 7.4.2).
 
 use crate::acpi::{Platform, PlatformRegister};
+use crate::console;
 use crate::cpu::{cr, port};
 use crate::tsc::delay_us;
 use spin::Once;
@@ -41,6 +42,7 @@ pub fn init(platform: &Platform) {
 
 /// Switches the machine off. Where ACPI does not say how, or it does not work, the machine halts.
 pub fn power_off() -> ! {
+    console::flush();
     if let Some(Power { pm1a: Some(pm1a), pm1b, s5: Some((a, b)), enable, .. }) = POWER.get() {
         // SAFETY: these are the registers and values that the firmware's tables prescribe for this.
         unsafe {
@@ -72,6 +74,7 @@ pub fn power_off() -> ! {
 
 /// Restarts the machine: by the FADT's reset register, port 0xCF9, the keyboard controller, and at last a triple fault.
 pub fn reset() -> ! {
+    console::flush();
     // SAFETY: each of these means a reset on the machines that have it, and nothing elsewhere.
     unsafe {
         if let Some(Power { reset: Some((register, value)), .. }) = POWER.get() {

@@ -1,6 +1,7 @@
 //! The wall clock at start, from the real-time clock (MC146818A data sheet).
 
-use crate::cpu::port;
+use crate::{cpu::port, tsc};
+use spin::Once;
 
 /// Raw registers: seconds, minutes, hours, day, month, year, century (0 if there is none), status B.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -59,6 +60,24 @@ pub fn read(century: u8) -> Option<u64> {
         previous = raw;
     }
     None
+}
+
+/// The wall clock's last reading: seconds since 1970, and the TSC then.
+static READING: Once<(u64, u64)> = Once::new();
+
+/// Reads the clock, once. False if it holds no date; the wall clock then starts in 1970.
+pub fn init(century: u8) -> bool {
+    let seconds = read(century);
+    READING.call_once(|| (seconds.unwrap_or(0), tsc::now()));
+    seconds.is_some()
+}
+
+/// Milliseconds since 1970-01-01 00:00 UTC at a TSC value after [`init`].
+#[must_use]
+pub fn unix_ms(at: u64) -> u64 {
+    let Some(&(seconds, start)) = READING.get() else { return 0 };
+    let elapsed = u128::from(at.saturating_sub(start)) * 1000 / u128::from(tsc::hz().max(1));
+    seconds * 1000 + elapsed as u64
 }
 
 fn seconds(raw: Raw) -> Option<u64> {

@@ -10,7 +10,12 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod interim;
 mod line;
+pub mod pic;
+#[allow(dead_code)]
+mod ticks;
+mod ports;
 
 pub use line::{Line, LineSink};
 pub use x86defs::{Duration, Rate, Time, Width};

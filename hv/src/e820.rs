@@ -3,7 +3,7 @@
 
 use crate::layout;
 use arrayvec::ArrayVec;
-use x86defs::{Gpa, GuestMemory};
+use x86defs::{Gpa, GuestMemory, RamRange};
 
 /// What a range of the map is for (ACPI 6.5, table 15.1). The numbers are those of the firmware interface, which both boot
 /// protocols use unchanged.
@@ -34,31 +34,35 @@ impl E820Entry {
     }
 }
 
-/// Most entries that [`map`] makes: a reserved range may split one RAM range in two.
+/// Most entries that [`map`] makes: the firmware area may split one RAM range in three, and there is ECAM.
 pub const MAX_ENTRIES: usize = layout::MAX_RAM_RANGES + 3;
 
 /// A guest's memory map, ascending and disjoint.
 pub type E820Map = ArrayVec<E820Entry, MAX_ENTRIES>;
 
 /// The map of a guest whose RAM is `memory`: all of it, except that the firmware area below 1 MiB, where the ACPI tables are, is
-/// reserved.
+/// reserved. So is the memory-mapped PCI configuration space, which systems believe in only if the map has it too.
 #[must_use]
 pub fn map<M: GuestMemory + ?Sized>(memory: &M) -> E820Map {
-    let mut map = E820Map::new();
-    let mut push = |start: u64, end: u64, kind| {
-        if start < end {
-            // A guest with more ranges than the layout makes gets the lowest of them: less memory, never a panic.
-            let _ = map.try_push(E820Entry { gpa: Gpa(start), size: end - start, kind });
-        }
-    };
-    let reserved = layout::FIRMWARE_AREA;
-    for range in memory.ranges() {
+    let firmware = layout::FIRMWARE_AREA;
+    let ecam = layout::PCI_ECAM;
+    let ranges = memory.ranges();
+    let (below, above) = ranges.split_at(ranges.partition_point(|r| r.gpa.0 < ecam.start));
+    let ram = |range: &RamRange| {
         let (start, end) = (range.gpa.0, range.end().0);
-        push(start, end.min(reserved.start), E820Type::Ram);
-        push(start.max(reserved.start), end.min(reserved.end), E820Type::Reserved);
-        push(start.max(reserved.end), end, E820Type::Ram);
-    }
-    map
+        [
+            (start..end.min(firmware.start), E820Type::Ram),
+            (start.max(firmware.start)..end.min(firmware.end), E820Type::Reserved),
+            (start.max(firmware.end)..end, E820Type::Ram),
+        ]
+    };
+    let parts = below.iter().flat_map(ram).chain([(ecam.clone(), E820Type::Reserved)]).chain(above.iter().flat_map(ram));
+    // A guest with more ranges than the layout makes gets the lowest of them: less memory, never a panic.
+    parts
+        .filter(|(range, _)| range.start < range.end)
+        .map(|(range, kind)| E820Entry { gpa: Gpa(range.start), size: range.end - range.start, kind })
+        .take(MAX_ENTRIES)
+        .collect()
 }
 
 /// Bytes that the map gives to the guest as RAM below 4 GiB, from 1 MiB up to the first hole.
@@ -72,7 +76,6 @@ mod tests {
     use super::*;
     use crate::testing::FakeMemory;
     use std::vec::Vec;
-    use x86defs::RamRange;
 
     #[test]
     fn firmware_area_is_reserved_and_the_rest_is_ram() {
@@ -86,6 +89,7 @@ mod tests {
                 (0, 0xa_0000, E820Type::Ram),
                 (0xc_0000, 0x10_0000, E820Type::Reserved),
                 (0x10_0000, 0x40_0000, E820Type::Ram),
+                (0xb000_0000, 0xc000_0000, E820Type::Reserved),
                 (0x1_0000_0000, 0x1_0010_0000, E820Type::Ram),
             ]
         );
@@ -95,7 +99,7 @@ mod tests {
     #[test]
     fn a_guest_of_one_mib_has_no_high_memory() {
         let map = map(&FakeMemory::new(&layout::ram_ranges(layout::MIB)));
-        assert_eq!(map.len(), 2);
+        assert_eq!(map.iter().filter(|e| e.kind == E820Type::Ram).count(), 1);
         assert_eq!(low_ram_top(&map), layout::HIGH_MEMORY);
     }
 }

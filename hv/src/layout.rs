@@ -6,6 +6,7 @@
 //! 0x000a_0000..0x000c_0000  legacy VGA window: no RAM
 //! 0x000c_0000..0x0010_0000  RAM that the memory map reserves: option-ROM area, then the ACPI tables from 0xe_0000 on
 //! 0x0010_0000..low top      RAM, at most up to 2 GiB
+//! 0xb000_0000..0xc000_0000  PCI configuration space, memory-mapped (ECAM)
 //! 0xc000_0000..0xfec0_0000  window for PCI devices
 //! 0xfec0_0000  IOAPIC       0xfed0_0000  HPET       0xfee0_0000  local APICs
 //! 0x1_0000_0000..           the rest of the RAM
@@ -33,6 +34,9 @@ pub const LOW_RAM_MAX: u64 = 2 * GIB;
 /// Where RAM that does not fit below [`LOW_RAM_MAX`] starts.
 pub const ABOVE_4G: u64 = 4 * GIB;
 
+/// PCI configuration space as memory: bus << 20 | device << 15 | function << 12 | register (PCI Express 3.0, 7.2.2). All 256 buses;
+/// what has no device reads all ones.
+pub const PCI_ECAM: Range<u64> = 0xb000_0000..0xc000_0000;
 /// Guest-physical addresses that PCI devices may be given.
 pub const PCI_MMIO_WINDOW: Range<u64> = 0xc000_0000..0xfec0_0000;
 pub const IOAPIC_BASE: u64 = 0xfec0_0000;

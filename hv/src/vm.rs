@@ -14,7 +14,7 @@ use crate::{
 };
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::fmt;
-use devices::lapic::LocalApic;
+use devices::interim::lapic::LocalApic;
 use x86defs::{Gpa, GuestMemoryExt, Platform, Time, Vcpu, VcpuConfig, Width};
 
 /// How a guest ended.

@@ -105,9 +105,8 @@ fn supported_cpuid(kvm: &File) -> Result<Vec<CpuidEntry>, String> {
     let mut list =
         Box::new(CpuidList { count: CPUID_ENTRIES as u32, padding: 0, entries: [CpuidEntry::default(); CPUID_ENTRIES] });
     // SAFETY: this request reads and writes a `struct kvm_cpuid2`, whose layout `CpuidList` has, with `count` entries of room.
-    let result = unsafe {
-        rustix::ioctl::ioctl(kvm, rustix::ioctl::Updater::<KVM_GET_SUPPORTED_CPUID, CpuidList>::new(&mut *list))
-    };
+    let result =
+        unsafe { rustix::ioctl::ioctl(kvm, rustix::ioctl::Updater::<KVM_GET_SUPPORTED_CPUID, CpuidList>::new(&mut *list)) };
     result.map_err(|e| format!("/dev/kvm (descriptor {}) does not tell its guests' CPUID: {e}", kvm.as_raw_fd()))?;
     Ok(list.entries[..(list.count as usize).min(CPUID_ENTRIES)].to_vec())
 }

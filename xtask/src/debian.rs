@@ -222,7 +222,9 @@ mod tests {
         let terminal = Terminal { rows: 40, columns: 120, kind: "xterm; reboot".into() };
         let archive = build(b"BB", ["sh", "mount", "busybox", ""].into_iter(), Some(&terminal));
         let text = String::from_utf8_lossy(&archive);
-        for wanted in ["hostname debian\n", "bin/sh\0", "bin/mount\0", "dev/console\0", "TERM=xtermreboot\nstty rows 40 cols 120\n"] {
+        for wanted in
+            ["hostname debian\n", "bin/sh\0", "bin/mount\0", "dev/console\0", "TERM=xtermreboot\nstty rows 40 cols 120\n"]
+        {
             assert!(text.contains(wanted), "{wanted}");
         }
         assert_eq!(text.matches("bin/busybox\0").count(), 1);

@@ -6,9 +6,13 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod accel;
+mod bench;
+mod ci;
 mod debian;
 mod run;
 mod terminal;
+mod test;
+mod tidy;
 mod tools;
 mod verdict;
 mod workspace;
@@ -33,6 +37,14 @@ enum Command {
     Run(run::RunArguments),
     /// Write an ISO that boots Bulkhead with guests
     Iso(run::IsoArguments),
+    /// Run host unit tests, then guest tests on AMD-V (QEMU, Bochs) and VT-x (Bochs)
+    Test(test::TestArguments),
+    /// Measure what VM exits cost, in host instructions
+    Bench(bench::BenchArguments),
+    /// Check the repository's rules and count unsafe code
+    Tidy,
+    /// Check format, lints, rules and tests: everything that must hold before a change is taken
+    Ci,
 }
 
 fn main() -> ExitCode {
@@ -52,5 +64,9 @@ fn dispatch(arguments: &Arguments) -> Result<u8> {
     match &arguments.command {
         Command::Run(run) => run::run(&workspace, run, consent),
         Command::Iso(iso) => run::iso(&workspace, iso, consent).map(|()| 0),
+        Command::Test(test) => test::run(&workspace, test, consent),
+        Command::Bench(bench) => bench::run(&workspace, bench, consent).map(|()| 0),
+        Command::Tidy => tidy::run(&workspace).map(|()| 0),
+        Command::Ci => ci::run(&workspace, consent),
     }
 }

@@ -224,7 +224,8 @@ pub fn run(workspace: &Workspace, arguments: &RunArguments, consent: Consent) ->
     make_iso(workspace, &arguments.guests, &iso, consent)?;
 
     // The default guest's prompt is known: lines from a pipe wait for it.
-    let own_userland = arguments.guests.configs.is_empty() && arguments.guests.kernel.is_none() && arguments.guests.initrd.is_none();
+    let own_userland =
+        arguments.guests.configs.is_empty() && arguments.guests.kernel.is_none() && arguments.guests.initrd.is_none();
     let pace = if own_userland && !io::stdin().is_terminal() {
         Pace::AtPrompt { silence: Duration::from_secs(2) + spec.slowness() * Duration::from_millis(500) }
     } else {

@@ -113,13 +113,17 @@ pub fn need(tools: &[&[Tool]], consent: Consent) -> Result<()> {
     }
     match consent.decide() {
         Decision::Install => {}
-        Decision::Ask => ensure!(ask(&format!("Install {} with apt?", packages.join(", ")))?, "not installed; do it with: {by_hand}"),
+        Decision::Ask => {
+            ensure!(ask(&format!("Install {} with apt?", packages.join(", ")))?, "not installed; do it with: {by_hand}")
+        }
         Decision::Refuse => bail!("nobody to ask: install the missing tools with `{by_hand}`, or say --yes"),
     }
     install(&packages, consent.root)?;
     let path = env::var_os("PATH").unwrap_or_default();
     match self::missing(&missing, &path, Path::new("/")).first() {
-        Some(tool) => bail!("package {} is installed, but what was wanted of it is still missing: {:?}", tool.package, tool.probe),
+        Some(tool) => {
+            bail!("package {} is installed, but what was wanted of it is still missing: {:?}", tool.package, tool.probe)
+        }
         None => Ok(()),
     }
 }
@@ -144,9 +148,8 @@ fn install(packages: &[&str], root: bool) -> Result<()> {
 
 /// True if apt knows what there is to install.
 pub fn have_package_lists() -> bool {
-    fs::read_dir("/var/lib/apt/lists").is_ok_and(|mut dir| {
-        dir.any(|entry| entry.is_ok_and(|e| e.file_name().to_string_lossy().contains("_Packages")))
-    })
+    fs::read_dir("/var/lib/apt/lists")
+        .is_ok_and(|mut dir| dir.any(|entry| entry.is_ok_and(|e| e.file_name().to_string_lossy().contains("_Packages"))))
 }
 
 /// Runs apt-get, by sudo unless root. Its output is on our stderr: stdout is the guest's.
@@ -178,7 +181,8 @@ fn in_path(name: &str, path: &OsStr, root: &Path) -> bool {
 /// Sees to it that rustc can build for the bare target.
 pub fn need_bare_target() -> Result<()> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(&rustc).args(["--print", "target-libdir", "--target", BARE_TARGET]).output().context("cannot run rustc")?;
+    let output =
+        Command::new(&rustc).args(["--print", "target-libdir", "--target", BARE_TARGET]).output().context("cannot run rustc")?;
     ensure!(output.status.success(), "this rustc does not know {BARE_TARGET}:\n{}", String::from_utf8_lossy(&output.stderr));
     if Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir() {
         return Ok(());

@@ -94,7 +94,10 @@ fn judge_guests(outcome: &Outcome) -> Verdict {
             Event::BadConfig { file, line: None, what } => Some(format!(": {file}: {what}")),
             _ => None,
         });
-        return Verdict { status: status::GUEST_REFUSED, sentence: format!("guest {guest} was refused{}", why.unwrap_or_default()) };
+        return Verdict {
+            status: status::GUEST_REFUSED,
+            sentence: format!("guest {guest} was refused{}", why.unwrap_or_default()),
+        };
     }
     if outcome.ends().next().is_none() {
         return Verdict { status: status::GUEST_REFUSED, sentence: "no guest was started".into() };
@@ -143,10 +146,18 @@ mod tests {
             (on(&["guest a: ended: debug-exit status 1"]), 0, "as configured"),
             (on(&["guest a: ended: debug-exit status 35"]), 3, "status 35"),
             (on(&["guest a: ended: crash: triple fault", "guest b: ended: poweroff"]), 3, "triple fault"),
-            (on(&["config x.cfg:2: vcpu: unknown key", "guest x.cfg: refused", "guest b: ended: poweroff"]), 6, "x.cfg:2: vcpu: unknown key"),
+            (
+                on(&["config x.cfg:2: vcpu: unknown key", "guest x.cfg: refused", "guest b: ended: poweroff"]),
+                6,
+                "x.cfg:2: vcpu: unknown key",
+            ),
             (on(&[]), 6, "no guest"),
             (after(&["guest a: ended: crash: x"], End::Panic("ouch".into())), 4, "ouch"),
-            (after(&["guest a: started", "guest b: started", "guest b: ended: poweroff"], End::Timeout(second)), 5, "guest a was"),
+            (
+                after(&["guest a: started", "guest b: started", "guest b: ended: poweroff"], End::Timeout(second)),
+                5,
+                "guest a was",
+            ),
             (after(&[], End::EmulatorEnded { status: None, messages: "words".into() }), 7, "words"),
             (after(&[], End::Stopped(Stop::Escape)), 8, "Ctrl-]"),
             (after(&[], End::Stopped(Stop::Signal(15))), 143, "15"),

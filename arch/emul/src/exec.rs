@@ -344,9 +344,6 @@ impl<C: Cpu> Exec<'_, '_, C> {
                 let old = register.get(self.m.cpu.gprs());
                 if old == expected {
                     register.set(self.m.cpu.gprs_mut(), new);
-                } else if width == Width::Dword {
-                    // The loser is written back with its upper half cleared.
-                    register.set(self.m.cpu.gprs_mut(), old);
                 }
                 old
             }

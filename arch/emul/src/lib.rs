@@ -284,6 +284,8 @@ fn decode_and_execute<C: Cpu>(machine: &mut Machine<'_, C>, code: &mut Code) -> 
                 return exec::execute(machine, &instruction);
             }
             DecoderError::NoMoreBytes => code.extend(machine)?,
+            // Nothing wrong within 15 bytes, but no end either.
+            _ if decoder.position() == MAX_INSTRUCTION => return Err(Exception::GP.into()),
             // The CPU took it for an instruction, or the guest has changed it since. Either way, it is not known here.
             _ => return Err(Halt::Unsupported),
         }

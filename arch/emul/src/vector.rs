@@ -92,9 +92,8 @@ pub(crate) fn execute<C: Cpu>(exec: &mut Exec<'_, '_, C>) -> Done {
     let linear = exec.linear(memory, bytes, access)?;
     match alignment {
         Alignment::Natural if linear % bytes as u64 != 0 => return Err(Exception::GP.into()),
-        // Alignment checking of 16 and more bytes depends on the model (SDM vol. 3A, 7.15); it is left out.
-        _ if bytes <= 8 => exec.m.check_alignment(linear, bytes)?,
-        _ => {}
+        // Of 16 and more bytes, alignment checking depends on the model (SDM vol. 3A, 7.15); AMD's current ones look at 16.
+        _ => exec.m.check_alignment(linear, bytes.min(16))?,
     }
     let place = exec.m.locate(linear, bytes, access)?;
 

@@ -197,7 +197,8 @@ fn forms() -> Vec<Vec<Form>> {
         Form { opcode: &[0x0f, 0xb7], ..BASE },
         Form { opcode: &[0x0f, 0xbe], ..BASE },
         Form { opcode: &[0x0f, 0xbf], ..BASE },
-        Form { opcode: &[0x63], ..BASE },
+        // With a 66 prefix, Intel's CPUs read two bytes and AMD's four.
+        Form { opcode: &[0x63], size: Size::NoWord, ..BASE },
         Form { opcode: &[0x0f, 0xc3], size: Size::NoWord, memory_only: true, ..BASE },
         Form { opcode: &[0xd7], size: Size::Fixed(1), special: Special::Xlat, ..BASE },
     ];
@@ -216,7 +217,8 @@ fn forms() -> Vec<Vec<Form>> {
         Form { opcode: &[0x0f, 0xc0], size: Size::Byte, lock: true, ..BASE },
         Form { opcode: &[0x0f, 0xc1], lock: true, ..BASE },
         Form { opcode: &[0x0f, 0xb0], size: Size::Byte, lock: true, ..BASE },
-        Form { opcode: &[0x0f, 0xb1], lock: true, ..BASE },
+        // Between registers, vendors differ in what becomes of the upper half of a 32-bit target that does not match.
+        Form { opcode: &[0x0f, 0xb1], lock: true, memory_only: true, ..BASE },
     ];
     let pair = Form { opcode: &[0x0f, 0xc7], digit: Some(1), lock: true, memory_only: true, special: Special::Cmpxchg8b, ..BASE };
     exchange.push(Form { size: if has("cx16") { Size::NoWord } else { Size::Fixed(8) }, ..pair });
@@ -535,7 +537,7 @@ fn case(random: &mut Random, form: &Form, after: u64) -> Case {
         (Special::Cmpxchg8b, ..) => 2 * bytes.max(4),
         (_, Size::Any, [0x0f, 0xb6 | 0xbe]) => 1,
         (_, Size::Any, [0x0f, 0xb7 | 0xbf] | [0x8c]) => 2,
-        (_, Size::Any, [0x63]) => bytes.min(4),
+        (_, _, [0x63]) => 4,
         _ if wide_vector => 32,
         _ => bytes,
     };
@@ -546,13 +548,14 @@ fn case(random: &mut Random, form: &Form, after: u64) -> Case {
         }
         let high = if narrow { random.next() << 32 } else { 0 };
         let close = if random.one_in(2) { 300 } else { 0 };
-        let at = |random: &mut Random| match random.below(8) {
-            0 => target(random, bytes),
-            _ => SCRATCH + 0x1000 - close + random.below(600),
+        // At most one of the two operands may fault: which fault of CMPS comes first depends on the model.
+        let risky = random.below(8);
+        let at = |random: &mut Random, risk: bool| {
+            if risk { target(random, bytes) } else { SCRATCH + 0x1000 - close + random.below(600) & !7 }
         };
         let offset = if gs { GS_BASE } else { 0 };
-        gprs[Gpr::Rsi as usize] = at(random).wrapping_sub(offset) & if narrow { 0xffff_ffff } else { u64::MAX } | high;
-        gprs[Gpr::Rdi as usize] = at(random) | high;
+        gprs[Gpr::Rsi as usize] = at(random, risky == 0).wrapping_sub(offset) & if narrow { 0xffff_ffff } else { u64::MAX } | high;
+        gprs[Gpr::Rdi as usize] = at(random, risky == 1) | high;
         let repeated = match random.below(3) {
             0 => 0,
             1 => 0xf3,
@@ -572,6 +575,10 @@ fn case(random: &mut Random, form: &Form, after: u64) -> Case {
             }
             gprs[Gpr::Rax as usize] = u64::from_le_bytes([fill; 8]);
         }
+    }
+    if operand >= 16 && form.special == Special::None {
+        // Whether unaligned vector moves raise #AC depends on the model.
+        rflags &= !Rflags::AC.bits();
     }
     let mut tail = Vec::new();
     let mut code = Vec::new();

@@ -106,6 +106,12 @@ impl Deref for Current {
     }
 }
 
+/// True once the boot CPU's data are in place.
+#[must_use]
+pub fn installed() -> bool {
+    BOOT_CPU.this.load(Ordering::Relaxed) != 0
+}
+
 /// The running CPU's data. Valid from [`PerCpu::install`] on, which is the first thing that a CPU does.
 #[inline]
 #[must_use]

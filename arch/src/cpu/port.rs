@@ -3,7 +3,7 @@
 use core::arch::asm;
 
 macro_rules! access {
-    ($read:ident, $write:ident, $type:ty, $register:literal) => {
+    ($read:ident, $write:ident, $type:ty, $register:tt) => {
         /// Reads a port.
         ///
         /// # Safety

@@ -52,3 +52,17 @@ pub fn guards() -> [(u64, &'static str); 4] {
         (MACHINE_CHECK.guard(), "machine check"),
     ]
 }
+
+/// Bounds of the stack that `address` lies in.
+#[must_use]
+pub fn containing(address: u64) -> Option<(u64, u64)> {
+    let bounds = |guard: u64, top: u64| (guard + PAGE_SIZE, top);
+    [
+        bounds(BOOT.guard(), BOOT.top()),
+        bounds(NMI.guard(), NMI.top()),
+        bounds(DOUBLE_FAULT.guard(), DOUBLE_FAULT.top()),
+        bounds(MACHINE_CHECK.guard(), MACHINE_CHECK.top()),
+    ]
+    .into_iter()
+    .find(|&(low, high)| (low..high).contains(&address))
+}

@@ -284,7 +284,7 @@ pub fn trampoline() -> Option<Hpa> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
+    use proptest::prelude::{Just, any, prop_oneof, proptest};
     use std::{vec, vec::Vec};
 
     #[test]

@@ -22,6 +22,15 @@ impl Heap {
     pub const fn new() -> Self {
         Self(Mutex::new(Buddy::empty()))
     }
+
+    /// Gives the heap its first memory, for what has to be allocated before the frame allocator runs.
+    ///
+    /// # Safety
+    /// The `bytes` bytes at `start` are nobody else's, for ever.
+    pub unsafe fn add(&self, start: *mut u8, bytes: usize) {
+        // SAFETY: the caller's.
+        unsafe { self.0.lock().add_to_heap(start as usize, start as usize + bytes) };
+    }
 }
 
 impl Default for Heap {

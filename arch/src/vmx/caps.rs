@@ -27,7 +27,10 @@ impl core::fmt::Display for Unsupported {
         match self {
             Self::NoVmx => write!(f, "this CPU does not have VT-x"),
             Self::LockedByFirmware(value) => {
-                write!(f, "VT-x is locked off by the firmware (IA32_FEATURE_CONTROL = {value:#x}): enable it in the firmware's setup")
+                write!(
+                    f,
+                    "VT-x is locked off by the firmware (IA32_FEATURE_CONTROL = {value:#x}): enable it in the firmware's setup"
+                )
             }
             Self::Missing(name) => write!(f, "VT-x of this CPU lacks {name}"),
             Self::Vmxon => write!(f, "VMXON failed"),
@@ -106,8 +109,8 @@ impl RawCapabilities {
         } else {
             Allowed::default()
         };
-        let ept_or_vpid = secondary.can_set(SecondaryControls::ENABLE_EPT.bits())
-            || secondary.can_set(SecondaryControls::ENABLE_VPID.bits());
+        let ept_or_vpid =
+            secondary.can_set(SecondaryControls::ENABLE_EPT.bits()) || secondary.can_set(SecondaryControls::ENABLE_VPID.bits());
         let vmfunc = secondary.can_set(SecondaryControls::ENABLE_VM_FUNCTIONS.bits());
         Self {
             basic,
@@ -192,10 +195,8 @@ const PRIMARY_ON_DEMAND: [Required; 2] = [
     (PrimaryControls::NMI_WINDOW_EXITING.bits(), "NMI-window exiting"),
 ];
 
-const SECONDARY_REQUIRED: [Required; 2] = [
-    (SecondaryControls::ENABLE_EPT.bits(), "EPT"),
-    (SecondaryControls::UNRESTRICTED_GUEST.bits(), "unrestricted guest"),
-];
+const SECONDARY_REQUIRED: [Required; 2] =
+    [(SecondaryControls::ENABLE_EPT.bits(), "EPT"), (SecondaryControls::UNRESTRICTED_GUEST.bits(), "unrestricted guest")];
 
 /// Without WBINVD exiting, the guest's WBINVD flushes the host's caches: slow, not wrong. Without RDTSCP, INVPCID or XSAVES the
 /// instruction is #UD in the guest, and `hv` hides its CPUID bit.
@@ -231,9 +232,12 @@ const EPT_REQUIRED: [(u64, &str); 3] = [
 
 /// Checks that every required bit can be set; returns all of them together.
 fn require(allowed: Allowed, list: &[Required]) -> Result<u32, Unsupported> {
-    list.iter().try_fold(0, |sum, &(bit, name)| {
-        if allowed.can_set(bit) { Ok(sum | bit) } else { Err(Unsupported::Missing(name)) }
-    })
+    list.iter().try_fold(
+        0,
+        |sum, &(bit, name)| {
+            if allowed.can_set(bit) { Ok(sum | bit) } else { Err(Unsupported::Missing(name)) }
+        },
+    )
 }
 
 /// The word to program: what is wanted, what the CPU insists on, and nothing that it lacks.
@@ -312,11 +316,8 @@ impl Controls {
     /// The features for the report at start: which ones the CPU has, which ones are used.
     #[must_use]
     pub fn features(&self, raw: &RawCapabilities) -> [VirtFeature; 23] {
-        let secondary = |name, bit: SecondaryControls| VirtFeature {
-            name,
-            present: raw.secondary.can_set(bit.bits()),
-            used: self.uses(bit),
-        };
+        let secondary =
+            |name, bit: SecondaryControls| VirtFeature { name, present: raw.secondary.can_set(bit.bits()), used: self.uses(bit) };
         let plain = |name, present, used| VirtFeature { name, present, used: present && used };
         let primary = |bit: PrimaryControls| raw.primary.can_set(bit.bits());
         let pin = |bit: PinbasedControls| raw.pin.can_set(bit.bits());
@@ -407,13 +408,9 @@ mod tests {
 
     /// No word may have a bit that the CPU forbids, or lack one that it demands (27.2.1.1).
     fn assert_enterable(raw: &RawCapabilities, c: &Controls) {
-        for (allowed, word) in [
-            (raw.pin, c.pin),
-            (raw.primary, c.primary),
-            (raw.secondary, c.secondary),
-            (raw.exit, c.exit),
-            (raw.entry, c.entry),
-        ] {
+        for (allowed, word) in
+            [(raw.pin, c.pin), (raw.primary, c.primary), (raw.secondary, c.secondary), (raw.exit, c.exit), (raw.entry, c.entry)]
+        {
             assert_eq!(word & allowed.must_be_one(), allowed.must_be_one());
             assert_eq!(word & !allowed.may_be_one(), 0);
         }
@@ -434,7 +431,10 @@ mod tests {
         let features = c.features(&raw);
         let find = |name| *features.iter().find(|f| f.name == name).unwrap();
         assert_eq!(find("VPID"), VirtFeature { name: "VPID", present: true, used: true });
-        assert_eq!(find("virtual-interrupt delivery"), VirtFeature { name: "virtual-interrupt delivery", present: true, used: false });
+        assert_eq!(
+            find("virtual-interrupt delivery"),
+            VirtFeature { name: "virtual-interrupt delivery", present: true, used: false }
+        );
         assert!(!find("posted interrupts").present && !find("PML").present && !find("XSAVES").used);
     }
 

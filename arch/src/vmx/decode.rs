@@ -23,13 +23,12 @@ pub trait Fields {
 pub const NEEDS_SERVICE: u64 = 1 << reason::EXCEPTION_OR_NMI
     | 1 << reason::EXTERNAL_INTERRUPT
     | 1 << reason::TASK_SWITCH
-    | 1 << reason::ENTRY_MACHINE_CHECK
     | 1 << reason::APIC_ACCESS
     | 1 << reason::EPT_VIOLATION
     | 1 << reason::EPT_MISCONFIGURATION;
 
 /// Decodes the exit with exit-reason field `raw`.
-#[inline]
+#[inline(always)]
 pub fn decode<F: Fields>(raw: u32, f: &F) -> Exit {
     if raw & reason::ENTRY_FAILURE != 0 {
         return entry_failure(raw, f);
@@ -71,9 +70,7 @@ pub fn decode<F: Fields>(raw: u32, f: &F) -> Exit {
         | reason::TPAUSE
         | reason::LOADIWKEY => Exit::UndefinedInstruction,
         // A misconfigured entry is never on purpose here, and its qualification says nothing: report it, with the address.
-        reason::EPT_MISCONFIGURATION => {
-            Exit::Unknown { code: u64::from(raw), info: f.field(ro::GUEST_PHYSICAL_ADDR_FULL) }
-        }
+        reason::EPT_MISCONFIGURATION => Exit::Unknown { code: u64::from(raw), info: f.field(ro::GUEST_PHYSICAL_ADDR_FULL) },
         // Not asked for: INIT and SIPI, INVLPG, MOV DR, INVPCID, XSAVES, APIC accesses ...
         _ => Exit::Unknown { code: u64::from(raw), info: f.field(ro::EXIT_QUALIFICATION) },
     }
@@ -166,11 +163,8 @@ fn exception<F: Fields>(f: &F) -> Exit {
     if interruption::kind(info) == interruption::NMI {
         return Exit::HostNmi;
     }
-    let error_code = if info & interruption::ERROR_CODE_VALID != 0 {
-        Some(f.field(ro::VMEXIT_INTERRUPTION_ERR_CODE) as u32)
-    } else {
-        None
-    };
+    let error_code =
+        if info & interruption::ERROR_CODE_VALID != 0 { Some(f.field(ro::VMEXIT_INTERRUPTION_ERR_CODE) as u32) } else { None };
     let number = interruption::vector(info);
     // 28.2.1: a page fault's qualification is its linear address.
     let cr2 = if number == vector::PF { Some(f.field(ro::EXIT_QUALIFICATION)) } else { None };
@@ -251,7 +245,9 @@ mod tests {
         let fault = |gpa, access| Exit::Stage2Fault { gpa: Gpa(gpa), access };
         let raised = |vector, error_code, cr2| Exit::Exception(Exception { vector, error_code, cr2 });
         let task = |selector, reason| Exit::TaskSwitch(TaskSwitch { selector, reason });
-        let table: &[(u32, &[(u32, u64)], Exit)] = &[
+        // Exit reason, the fields that it defines, the question.
+        type Row = (u32, &'static [(u32, u64)], Exit);
+        let table: &[Row] = &[
             (10, &[], Exit::Cpuid { leaf: 0xaabb_ccdd, subleaf: 0xc000_0080 }),
             (30, &[(Q, 0x0061_0008)], PortRead { port: 0x61, width: Width::Byte }),
             (30, &[(Q, 0x0cf8_000b)], PortRead { port: 0xcf8, width: Width::Dword }),
@@ -289,7 +285,11 @@ mod tests {
                 &[(Q, 0xc000_0030), (ro::IDT_VECTORING_INFO, 0x8000_0b08), (ro::IDT_VECTORING_ERR_CODE, 0)],
                 task(0x30, TaskSwitchReason::Gate { error_code: Some(0) }),
             ),
-            (9, &[(Q, 0xc000_0030), (ro::IDT_VECTORING_INFO, 0x8000_0020)], task(0x30, TaskSwitchReason::Gate { error_code: None })),
+            (
+                9,
+                &[(Q, 0xc000_0030), (ro::IDT_VECTORING_INFO, 0x8000_0020)],
+                task(0x30, TaskSwitchReason::Gate { error_code: None }),
+            ),
             (12, &[], Exit::Hlt),
             (13, &[], CacheFlush),
             (14, &[(Q, 0x1000)], unknown(14, 0x1000)),

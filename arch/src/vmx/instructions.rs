@@ -107,3 +107,12 @@ pub unsafe fn invvpid(kind: u64, vpid: u16) -> Result<(), Failed> {
     }
     if failed == 0 { Ok(()) } else { Err(Failed) }
 }
+
+/// Leaves VMX operation.
+///
+/// # Safety
+/// VMX operation; no vCPU may be entered on this CPU any more.
+pub unsafe fn vmxoff() {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("vmxoff", options(nostack)) };
+}

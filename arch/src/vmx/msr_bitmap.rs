@@ -81,8 +81,18 @@ mod tests {
         assert_eq!(
             passes(Direction::Read),
             [
-                0x174, 0x175, 0x176, 0xc000_0080, 0xc000_0081, 0xc000_0082, 0xc000_0083, 0xc000_0084, 0xc000_0100, 0xc000_0101,
-                0xc000_0102, 0xc000_0103
+                0x174,
+                0x175,
+                0x176,
+                0xc000_0080,
+                0xc000_0081,
+                0xc000_0082,
+                0xc000_0083,
+                0xc000_0084,
+                0xc000_0100,
+                0xc000_0101,
+                0xc000_0102,
+                0xc000_0103
             ]
         );
         assert!(!passes(Direction::Write).contains(&0xc000_0080));
@@ -94,8 +104,8 @@ mod tests {
     fn layout() {
         // 25.6.9: LSTAR (c0000082) writes are bit 2 of byte 0x10 in the last KiB; SYSENTER_ESP (175) reads bit 5 of byte 0x2e in the first.
         let bitmap = MsrBitmap::new(false);
-        assert_eq!(bitmap.0[0xc10], 0xff & !0b1_1110);
-        assert_eq!(bitmap.0[0x410], 0xff & !0b1_1111, "EFER can be read as well");
-        assert_eq!(bitmap.0[0x2e], 0xff & !0b111_0000);
+        assert_eq!(bitmap.0[0xc10], 0b1110_0001);
+        assert_eq!(bitmap.0[0x410], 0b1110_0000, "EFER can be read as well");
+        assert_eq!(bitmap.0[0x2e], 0b1000_1111);
     }
 }

@@ -10,9 +10,9 @@ use super::{
     decode::{self, Fields, NEEDS_SERVICE},
     instructions::{Failed, invept, invvpid},
     spec::{
-        EntryControls, PENDING_DEBUG_BS, PrimaryControls, SecondaryControls, control, guest, interruptibility, interruption, reason, ro,
+        EntryControls, PENDING_DEBUG_BS, PrimaryControls, SecondaryControls, control, guest, interruptibility, interruption,
+        reason, ro,
     },
-    state::SwitchedMsrs,
     switch::{Frame, Outcome, enter},
     vmcs::Vmcs,
     vpid::Vpid,
@@ -21,15 +21,17 @@ use crate::{
     cpu::{self, cr, percpu},
     event::{Arbiter, Event, EventKind, SoftwareEvents},
     mm::guest::GuestRam,
-    vcpu::LazyState,
+    vcpu::{LazyState, Question, Registers, Shadow, SyscallMsrs, complete, next_rip},
 };
 use alloc::{boxed::Box, sync::Arc};
 use core::{
     cell::{Cell, UnsafeCell},
     fmt,
+    hint::assert_unchecked,
 };
 use x86defs::{
-    ControlRegister, Cr0, CreateError, EntryFailure, Exception, Exit, Gpr, Gprs, Hpa, Resume, Rflags, VcpuConfig, vector,
+    ControlRegister, Cr0, Cr4, CreateError, EntryFailure, Exception, Exit, Gpr, Gprs, Hpa, Resume, Rflags, VcpuConfig, VcpuState,
+    vector,
 };
 
 /// What an entry has to do beyond entering: bits of [`VmxVcpu::pending`].
@@ -46,6 +48,8 @@ mod valid {
     pub const RFLAGS: u8 = 1 << 1;
     pub const RSP: u8 = 1 << 2;
     pub const INTERRUPTIBILITY: u8 = 1 << 3;
+    /// The one in the [`super::Question`], which is not the VMCS's.
+    pub const NEXT_RIP: u8 = 1 << 4;
 }
 
 /// Guest registers that were read from the VMCS since the last exit. What is valid here is also what the VMCS holds.
@@ -65,8 +69,9 @@ pub struct VmxVcpu {
     pub(super) cached: Cached,
     pending: u8,
     pub(super) events: Arbiter,
-    /// Basic reason of the last exit, and the field as it was.
+    /// The exit-reason field of the last exit.
     exit_reason: u32,
+    question: Question,
     /// The primary controls as they are in the VMCS.
     primary: u32,
     pub(super) controls: Controls,
@@ -76,8 +81,13 @@ pub struct VmxVcpu {
     pub(super) cr4_shadow: u64,
     /// The guest's CR2 while the vCPU is not loaded; the CPU's own CR2 is the guest's while it is.
     pub(super) cr2: u64,
-    pub(super) msrs: SwitchedMsrs,
+    /// The same for DR6.
+    pub(super) dr6: u64,
+    /// The same for the MSRs of SYSCALL and SWAPGS.
+    pub(super) syscall: SyscallMsrs,
     pub(super) lazy: LazyState,
+    /// The guest's PAT, if the hardware does not switch it.
+    pub(super) pat: u64,
     pub(super) memory: Arc<GuestRam>,
     ept_pointer: u64,
     vpid: Option<Vpid>,
@@ -134,6 +144,7 @@ impl VmxVcpu {
             pending: pending::FLUSH,
             events: Arbiter::new(),
             exit_reason: 0,
+            question: Question::default(),
             primary: controls.primary | rdtsc,
             controls: *controls,
             cr0_mask,
@@ -141,8 +152,10 @@ impl VmxVcpu {
             cr0_shadow: 0,
             cr4_shadow: 0,
             cr2: 0,
-            msrs: SwitchedMsrs::default(),
+            dr6: 0,
+            syscall: SyscallMsrs::default(),
             lazy: LazyState::new(),
+            pat: 0,
             memory,
             ept_pointer,
             vpid,
@@ -174,7 +187,7 @@ impl VmxVcpu {
             vcpu.vmcs.write(control::XSS_EXITING_BITMAP_FULL, 0);
         }
         vcpu.write_initial_msrs();
-        vcpu.write_state(&x86defs::VcpuState::reset(0));
+        vcpu.write_state(&VcpuState::reset(0));
         Ok(vcpu)
     }
 
@@ -199,7 +212,7 @@ impl VmxVcpu {
             let rsp = self.vmcs.read(guest::RSP);
             // SAFETY: this is the first call since the last exit, so no reference from here is alive; `switched_gprs` gives its
             // references to this module only, which does not keep them.
-            unsafe { (*self.frame.get()).gprs[Gpr::Rsp] = rsp };
+            unsafe { (&mut (*self.frame.get()).gprs)[Gpr::Rsp] = rsp };
             self.now_valid(valid::RSP);
         }
         self.switched_gprs()
@@ -222,7 +235,7 @@ impl VmxVcpu {
         self.cached.valid.set(self.cached.valid.get() | bit);
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn read_rip(&self) -> u64 {
         if !self.has(valid::RIP) {
             self.cached.rip.set(self.vmcs.read(guest::RIP));
@@ -231,14 +244,14 @@ impl VmxVcpu {
         self.cached.rip.get()
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn write_rip(&mut self, rip: u64) {
         self.cached.rip.set(rip);
         self.now_valid(valid::RIP);
         self.vmcs.write(guest::RIP, rip);
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn read_rflags(&self) -> u64 {
         if !self.has(valid::RFLAGS) {
             self.cached.rflags.set(self.vmcs.read(guest::RFLAGS));
@@ -254,7 +267,7 @@ impl VmxVcpu {
         self.vmcs.write(guest::RFLAGS, rflags);
     }
 
-    #[inline]
+    #[inline(always)]
     fn interruptibility(&self) -> u32 {
         if !self.has(valid::INTERRUPTIBILITY) {
             self.cached.interruptibility.set(self.vmcs.read(guest::INTERRUPTIBILITY_STATE) as u32);
@@ -269,7 +282,7 @@ impl VmxVcpu {
         self.vmcs.write(guest::INTERRUPTIBILITY_STATE, u64::from(value));
     }
 
-    #[inline]
+    #[inline(always)]
     fn clear_shadow(&mut self) {
         let now = self.interruptibility();
         if now & interruptibility::SHADOW != 0 {
@@ -284,93 +297,50 @@ impl VmxVcpu {
 
     // ---- Completion of exits ----
 
-    /// The instruction at RIP is complete.
-    #[inline]
-    pub(super) fn advance(&mut self) {
+    /// Finds out where the instruction that exited ends.
+    #[inline(always)]
+    fn find_next_rip(&mut self) {
         let rip = self.read_rip();
-        let mut next = rip.wrapping_add(self.vmcs.read(ro::VMEXIT_INSTRUCTION_LEN) & 0xf);
-        // Outside of 64-bit code, EIP wraps.
-        if (next ^ rip) >> 32 != 0 && !self.in_long_code() {
-            next &= 0xffff_ffff;
-        }
-        self.write_rip(next);
-        self.retire(self.read_rflags());
+        let length = self.vmcs.read(ro::VMEXIT_INSTRUCTION_LEN) & 0xf;
+        // Whether the code is 64-bit matters, and is read, only if the sum leaves a 4-GiB block.
+        let long = (rip.wrapping_add(length) ^ rip) >> 32 == 0 || self.in_long_code();
+        self.question.next_rip = next_rip(rip, length, long);
+        self.now_valid(valid::NEXT_RIP);
     }
 
-    /// An instruction that began with these RFLAGS has retired: its interrupt shadow is over, and a single step traps.
-    #[inline]
-    fn retire(&mut self, rflags: u64) {
-        self.clear_shadow();
-        if rflags & Rflags::TF.bits() != 0 {
-            self.single_step();
-        }
-    }
-
+    /// Remembers what the answer to an access of a control register needs.
     #[cold]
-    fn single_step(&mut self) {
-        /// IA32_DEBUGCTL.BTF: TF traps branches only.
-        const BTF: u64 = 1 << 1;
-        if self.vmcs.read(guest::IA32_DEBUGCTL_FULL) & BTF == 0 {
-            let pending = self.vmcs.read(guest::PENDING_DBG_EXCEPTIONS);
-            self.vmcs.write(guest::PENDING_DBG_EXCEPTIONS, pending | PENDING_DEBUG_BS);
+    fn remember_control(&mut self) {
+        let qualification = self.vmcs.read(ro::EXIT_QUALIFICATION);
+        // CLTS and LMSW name CR0, too.
+        self.question.control = match qualification & 0xf {
+            3 => ControlRegister::Cr3,
+            4 => ControlRegister::Cr4,
+            8 => ControlRegister::Cr8,
+            _ => ControlRegister::Cr0,
+        };
+        self.question.gpr = decode::cr_gpr(qualification);
+        self.question.long = self.in_long_code();
+        if self.question.gpr == Gpr::Rsp {
+            // A result there must reach the VMCS.
+            self.all_gprs_mut();
         }
     }
 
-    /// Puts a port's value into AL, AX or EAX.
-    #[inline]
-    fn complete_port_read(&mut self, value: u32) {
-        let mask = decode::io_width(self.vmcs.read(ro::EXIT_QUALIFICATION)).mask();
-        let rax = &mut self.frame_mut().gprs[Gpr::Rax];
-        // A 32-bit result clears the upper half (SDM vol. 1, 3.4.1.1); narrower ones leave the rest.
-        let kept = if mask == 0xffff_ffff { 0 } else { *rax & !mask };
-        *rax = kept | u64::from(value) & mask;
-        self.advance();
-    }
-
-    fn set_edx_eax(&mut self, value: u64) {
-        let gprs = &mut self.frame_mut().gprs;
-        gprs.set32(Gpr::Rax, value as u32);
-        gprs.set32(Gpr::Rdx, (value >> 32) as u32);
-    }
-
-    fn complete_tsc(&mut self, value: u64) {
-        self.set_edx_eax(value);
-        if self.exit_reason as u16 == reason::RDTSCP {
-            let aux = self.tsc_aux();
-            self.frame_mut().gprs.set32(Gpr::Rcx, aux);
+    /// Completes the last exit.
+    #[inline(always)]
+    pub(super) fn finish(&mut self, resume: Resume) {
+        if let Resume::Tsc(_) = resume
+            && self.exit_reason as u16 == reason::RDTSCP
+        {
+            let aux = self.lazy.tsc_aux().unwrap_or(0);
+            self.frame_mut().gprs[Gpr::Rcx] = aux & 0xffff_ffff;
         }
-        self.advance();
+        complete(self, resume);
     }
 
-    fn complete_control_read(&mut self, value: u64) {
-        let register = decode::cr_gpr(self.vmcs.read(ro::EXIT_QUALIFICATION));
-        let value = if self.in_long_code() { value } else { value & 0xffff_ffff };
-        self.all_gprs_mut()[register] = value;
-        self.advance();
-    }
-
-    fn complete_control_write(&mut self, value: u64) {
-        // CLTS and LMSW write CR0, and their qualification names it as well.
-        match self.vmcs.read(ro::EXIT_QUALIFICATION) & 0xf {
-            0 => self.write_control(ControlRegister::Cr0, value),
-            3 => self.write_control(ControlRegister::Cr3, value),
-            4 => self.write_control(ControlRegister::Cr4, value),
-            _ => {}
-        }
-        self.advance();
-    }
-
-    /// Raises an exception with RIP at the instruction that causes it.
-    fn fault(&mut self, exception: &Exception) {
-        // SDM vol. 3B, 18.3.1.1: faults push RF set, so that an instruction breakpoint does not hit twice; #DB's is right already.
-        if exception.vector != vector::DB {
-            let rflags = self.read_rflags();
-            self.write_rflags(rflags | Rflags::RF.bits());
-        }
-        self.raise(exception);
-    }
-
-    pub(super) fn raise(&mut self, exception: &Exception) {
+    /// Queues an exception, and puts its address into CR2.
+    pub(super) fn queue(&mut self, exception: &Exception) {
         if let Some(address) = exception.cr2 {
             self.write_cr2(address);
         }
@@ -378,42 +348,10 @@ impl VmxVcpu {
         self.events.raise(exception, cr0);
     }
 
-    /// Completes the last exit.
-    #[inline]
-    pub(super) fn finish(&mut self, resume: Resume) {
-        match resume {
-            Resume::Retry => {}
-            Resume::Advance => self.advance(),
-            Resume::PortRead(value) => self.complete_port_read(value),
-            Resume::Cpuid(result) => {
-                let gprs = &mut self.frame_mut().gprs;
-                gprs.set32(Gpr::Rax, result.eax);
-                gprs.set32(Gpr::Rbx, result.ebx);
-                gprs.set32(Gpr::Rcx, result.ecx);
-                gprs.set32(Gpr::Rdx, result.edx);
-                self.advance();
-            }
-            Resume::MsrRead(value) => {
-                self.set_edx_eax(value);
-                self.advance();
-            }
-            Resume::Tsc(value) => self.complete_tsc(value),
-            Resume::ControlRead(value) => self.complete_control_read(value),
-            Resume::ControlWrite(value) => self.complete_control_write(value),
-            Resume::Emulated { rip, rflags } => {
-                let before = self.read_rflags();
-                self.write_rip(rip);
-                self.write_rflags(super::state::valid_rflags(rflags) & !Rflags::RF.bits());
-                self.retire(before);
-            }
-            Resume::Fault(exception) => self.fault(&exception),
-        }
-    }
-
     // ---- Entry and exit ----
 
-    /// Enters until the next exit. The VMCS is current.
-    #[inline]
+    /// Enters until the next exit.
+    #[inline(always)]
     pub(super) fn enter_guest(&mut self) -> Exit {
         if self.events.is_busy() {
             if self.events.is_shutdown() {
@@ -425,9 +363,11 @@ impl VmxVcpu {
             self.commit_pending();
         }
         let frame = self.frame.get();
-        // SAFETY: `load` has made the VMCS current and written the host state for this CPU and this frame; whoever calls `run` has
-        // interrupts off.
+        // SAFETY: the vCPU is loaded, as `run` has checked: its VMCS is current, with the host state of this CPU and this frame. Whoever
+        // calls `run` has interrupts off.
         let outcome = unsafe { enter(frame) };
+        // SAFETY: an entry does not change what `run` has checked.
+        unsafe { assert_unchecked(self.vmcs.is_active()) };
         self.cached.valid.set(0);
         if outcome != Outcome::Exit {
             return self.entry_failed(outcome);
@@ -435,13 +375,23 @@ impl VmxVcpu {
         self.frame_mut().launched = 1;
         let raw = self.vmcs.read(ro::EXIT_REASON) as u32;
         self.exit_reason = raw;
-        if NEEDS_SERVICE.checked_shr(raw & 0xffff).unwrap_or(0) & 1 != 0 {
+        if raw < 64 && NEEDS_SERVICE & 1 << raw != 0 {
             self.service(raw as u16);
+            // SAFETY: as above.
+            unsafe { assert_unchecked(self.vmcs.is_active()) };
         }
-        decode::decode(raw, self)
+        let exit = decode::decode(raw, self);
+        match exit {
+            Exit::PortRead { width, .. } => self.question.width = width,
+            Exit::ControlRead { .. } | Exit::ControlWrite { .. } => self.remember_control(),
+            Exit::EntryFailed(failure) => self.entry_refused(failure),
+            _ => {}
+        }
+        exit
     }
 
     /// Writes the queued event to the VMCS (25.8.3).
+    #[inline(never)]
     fn commit_event(&mut self) {
         let event = self.events.take();
         // 27.3.1.5: no event goes into an interrupt shadow; its handler's first instruction is out of it anyway.
@@ -495,17 +445,25 @@ impl VmxVcpu {
         Exit::EntryFailed(failure)
     }
 
+    /// The entry failed while loading the guest's state. A machine check then is the host's.
+    #[cold]
+    fn entry_refused(&mut self, failure: EntryFailure) {
+        self.failure = Some(failure);
+        if failure.code == u64::from(reason::ENTRY_MACHINE_CHECK) {
+            machine_check();
+        }
+    }
+
     /// Serves the host's interrupts, and looks after an event whose delivery the exit has cut short.
+    #[inline(never)]
     fn service(&mut self, basic: u16) {
         match basic {
             reason::EXTERNAL_INTERRUPT => {
                 let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO) as u32;
                 cpu::dispatch(interruption::vector(info));
-                return;
             }
-            reason::ENTRY_MACHINE_CHECK => return machine_check(),
             // The new task takes the event; an emulated switch delivers it.
-            reason::TASK_SWITCH => return,
+            reason::TASK_SWITCH => {}
             reason::EXCEPTION_OR_NMI => {
                 let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO) as u32;
                 match (interruption::kind(info), interruption::vector(info)) {
@@ -541,11 +499,8 @@ impl VmxVcpu {
 
     #[cold]
     fn requeue(&mut self, vectoring: u32) {
-        let error_code = if vectoring & interruption::ERROR_CODE_VALID != 0 {
-            self.vmcs.read(ro::IDT_VECTORING_ERR_CODE) as u32
-        } else {
-            0
-        };
+        let error_code =
+            if vectoring & interruption::ERROR_CODE_VALID != 0 { self.vmcs.read(ro::IDT_VECTORING_ERR_CODE) as u32 } else { 0 };
         let mut event = Event::from_hardware(vectoring, error_code);
         if event.is_software() {
             event = event.with_length(self.vmcs.read(ro::VMEXIT_INSTRUCTION_LEN) as u8);
@@ -566,12 +521,11 @@ impl VmxVcpu {
         const GENERAL_DETECT: u64 = 1 << 13;
         if kind == interruption::PRIVILEGED_SOFTWARE_EXCEPTION {
             // INT1 exits with RIP at itself, but is a trap. It sets nothing in DR6.
-            self.advance();
+            self.finish(Resume::Advance);
             return;
         }
         let qualification = self.vmcs.read(ro::EXIT_QUALIFICATION);
-        let dr6 = self.lazy.dr6() & !TRAPS | qualification & (TRAPS | DETECTED_AND_STEP);
-        self.lazy.set_dr6(dr6);
+        write_dr6(read_dr6() & !TRAPS | qualification & (TRAPS | DETECTED_AND_STEP));
         let dr7 = self.vmcs.read(guest::DR7);
         self.vmcs.write(guest::DR7, dr7 & !GENERAL_DETECT);
         // LBR and BTF (SDM vol. 3B, 18.4.4).
@@ -617,14 +571,18 @@ impl VmxVcpu {
         self.vmcs.write_host_state(&self.controls, frame);
         // SAFETY: CR2 is the guest's while it is loaded; the host's own faults are fatal and set it themselves.
         unsafe { cr::set_cr2(self.cr2) };
-        self.msrs.load();
+        write_dr6(self.dr6);
+        // SAFETY: the values came from the CPU, or from `write_msr`, which keeps addresses canonical. The host uses neither SYSCALL nor
+        // SWAPGS.
+        unsafe { self.syscall.write() };
         self.lazy.load();
     }
 
     pub(super) fn leave_cpu(&mut self) {
         debug_assert!(self.vmcs.is_active());
         self.lazy.unload();
-        self.msrs.unload();
+        self.syscall = SyscallMsrs::read();
+        self.dr6 = read_dr6();
         self.cr2 = cr::cr2();
         self.vmcs.deactivate();
         self.frame_mut().launched = 0;
@@ -635,7 +593,7 @@ impl VmxVcpu {
     pub(super) fn write_dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         let read = |field| self.vmcs.read(field);
         if let Some(failure) = self.failure {
-            writeln!(out, "VM entry failed: VM-instruction error {}", failure.code)?;
+            writeln!(out, "VM entry failed: error or reason {}, qualification {:#x}", failure.code, failure.info)?;
         }
         writeln!(
             out,
@@ -690,12 +648,66 @@ impl VmxVcpu {
             self.cr4_shadow
         )?;
         let long = read(control::VMENTRY_CONTROLS) as u32 & EntryControls::IA32E_MODE_GUEST.bits() != 0;
-        let pae = !long && self.read_cr0() & Cr0::PG.bits() != 0 && self.read_cr4() & x86defs::Cr4::PAE.bits() != 0;
+        let pae = !long && self.read_cr0() & Cr0::PG.bits() != 0 && self.read_cr4() & Cr4::PAE.bits() != 0;
         if pae {
             let pdptes = super::state::PDPTE_FIELDS.map(read);
             writeln!(out, "    PDPTEs {pdptes:x?}")?;
         }
         Ok(())
+    }
+}
+
+impl Registers for VmxVcpu {
+    #[inline(always)]
+    fn gprs_mut(&mut self) -> &mut Gprs {
+        // RSP is not written by completions but that of a control-register read, for which `remember_control` sees to it.
+        &mut self.frame_mut().gprs
+    }
+    #[inline(always)]
+    fn question(&mut self) -> &mut Question {
+        if !self.has(valid::NEXT_RIP) {
+            self.find_next_rip();
+        }
+        &mut self.question
+    }
+    #[inline(always)]
+    fn set_rip(&mut self, rip: u64) {
+        self.write_rip(rip);
+    }
+    #[inline(always)]
+    fn rflags(&self) -> u64 {
+        self.read_rflags()
+    }
+    #[inline]
+    fn set_rflags(&mut self, rflags: u64) {
+        self.write_rflags(super::state::valid_rflags(rflags));
+    }
+    #[inline(always)]
+    fn set_shadow(&mut self, shadow: Shadow) {
+        self.clear_shadow();
+        if shadow == Shadow::MovSs {
+            let now = self.interruptibility();
+            self.write_interruptibility(now | interruptibility::MOV_SS);
+        }
+    }
+    fn write_control(&mut self, register: ControlRegister, value: u64) {
+        self.put_control(register, value);
+    }
+    fn raise(&mut self, exception: &Exception) {
+        // SDM vol. 3B, 18.3.1.1: faults push RF set, so that an instruction breakpoint does not hit twice; #DB's is right already.
+        if exception.vector != vector::DB {
+            let rflags = self.read_rflags();
+            self.write_rflags(rflags | Rflags::RF.bits());
+        }
+        self.queue(exception);
+    }
+    fn single_step(&mut self) {
+        /// IA32_DEBUGCTL.BTF: TF traps branches only.
+        const BTF: u64 = 1 << 1;
+        if self.vmcs.read(guest::IA32_DEBUGCTL_FULL) & BTF == 0 {
+            let pending = self.vmcs.read(guest::PENDING_DBG_EXCEPTIONS);
+            self.vmcs.write(guest::PENDING_DBG_EXCEPTIONS, pending | PENDING_DEBUG_BS);
+        }
     }
 }
 
@@ -712,4 +724,17 @@ impl Drop for VmxVcpu {
 fn machine_check() {
     // SAFETY: the IDT's gate for vector 18 is present and has a stack of its own.
     unsafe { core::arch::asm!("int 18") };
+}
+
+/// DR6, which neither entries nor exits change: it is the guest's while the vCPU is loaded.
+pub(super) fn read_dr6() -> u64 {
+    let value;
+    // SAFETY: reading a debug register at CPL 0; an exit clears DR7.GD.
+    unsafe { core::arch::asm!("mov {}, dr6", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+pub(super) fn write_dr6(value: u64) {
+    // SAFETY: as above; bits 63:32 must be zero. It only reports.
+    unsafe { core::arch::asm!("mov dr6, {}", in(reg) value & 0xffff_ffff, options(nomem, nostack, preserves_flags)) };
 }

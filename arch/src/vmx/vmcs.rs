@@ -60,7 +60,7 @@ impl Vmcs {
     }
 
     /// Reads a field.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn read(&self, field: u32) -> u64 {
         if self.active {
@@ -73,7 +73,7 @@ impl Vmcs {
     }
 
     /// Writes a field. The value must be valid for it; the host's fields are this module's alone.
-    #[inline]
+    #[inline(always)]
     pub fn write(&mut self, field: u32, value: u64) {
         if self.active {
             // SAFETY: this VMCS is current; guest-state and control fields are checked by the entry, and cannot harm the host.

@@ -6,8 +6,8 @@ use acpi_tables::{
     Aml, AmlSink,
     aml::{
         AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Field, FieldAccessType, FieldEntry,
-        FieldLockRule, FieldUpdateRule, IO, If, Method, MethodCall, Name, OpRegion, OpRegionSpace, Or, PackageBuilder, Path,
-        ResourceTemplate, Return, Scope, Store, ZERO,
+        FieldLockRule, FieldUpdateRule, IO, If, Memory32Fixed, Method, MethodCall, Name, OpRegion, OpRegionSpace, Or,
+        PackageBuilder, Path, ResourceTemplate, Return, Scope, Store, ZERO,
     },
     sdt::Sdt,
 };
@@ -115,7 +115,7 @@ fn processor(id: u32) -> Raw {
     Raw(Device::new(name.as_str().into(), vec![&hid, &uid]).bytes())
 }
 
-/// The PCI host bridge. Without memory-mapped configuration space it is a conventional PCI bus to the system.
+/// The PCI host bridge. It is a conventional PCI bus to the system, since there is nothing of PCI Express to hand over (_OSC).
 fn pci_host() -> Raw {
     let before = layout::PCI_CONFIG_PORTS.start - 1;
     let mmio = layout::PCI_MMIO_WINDOW;
@@ -181,8 +181,10 @@ fn lpc_bridge() -> Raw {
     let rtc = device("RTC_", "PNP0B00", 0, vec![&ports(0x70, 2), &Irq(8)]);
     let pic = device("PIC_", "PNP0000", 0, vec![&ports(0x20, 2), &ports(0xa0, 2), &ports(0x4d0, 2), &Irq(2)]);
     let timer = device("TIMR", "PNP0100", 0, vec![&ports(0x40, 4), &Irq(0)]);
-    // Ports that belong to no other device here.
-    let board = device("MBRD", "PNP0C02", 0, vec![&ports(layout::PM_BASE, layout::PM_PORTS as u8)]);
+    // What belongs to no other device here. The MCFG table's range must be listed (PCI Firmware Specification 3.3, 4.1.2).
+    let ecam = layout::PCI_ECAM;
+    let ecam = Memory32Fixed::new(true, ecam.start as u32, (ecam.end - ecam.start) as u32);
+    let board = device("MBRD", "PNP0C02", 0, vec![&ports(layout::PM_BASE, layout::PM_PORTS as u8), &ecam]);
     Raw(Device::new("LPCB".into(), vec![&address, &region, &field, &com1, &keyboard, &mouse, &rtc, &pic, &timer, &board]).bytes())
 }
 

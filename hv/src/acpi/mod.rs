@@ -62,8 +62,9 @@ pub fn build(input: &AcpiInput) -> AcpiImage {
     let dsdt = place(&mut image.pieces, &dsdt::dsdt(vcpus));
     let fadt = place(&mut image.pieces, &tables::fadt(facs, dsdt));
     let madt = place(&mut image.pieces, &tables::madt(vcpus));
-    let rsdt = place(&mut image.pieces, &tables::rsdt(&[fadt, madt]));
-    let xsdt = place(&mut image.pieces, &tables::xsdt(&[fadt, madt]));
+    let mcfg = place(&mut image.pieces, &tables::mcfg());
+    let rsdt = place(&mut image.pieces, &tables::rsdt(&[fadt, madt, mcfg]));
+    let xsdt = place(&mut image.pieces, &tables::xsdt(&[fadt, madt, mcfg]));
     image.pieces.insert(0, (rsdp, tables::rsdp(rsdt, xsdt)));
     image
 }

@@ -1,4 +1,4 @@
-//! The tables that are plain data: RSDP, RSDT, XSDT, FADT, FACS, MADT.
+//! The tables that are plain data: RSDP, RSDT, XSDT, FADT, FACS, MADT, MCFG.
 
 use crate::layout;
 use acpi_tables::{
@@ -115,6 +115,19 @@ pub(super) fn fadt(facs: u32, dsdt: u32) -> FADT {
     fadt.reset_value = layout::RESET_VALUE;
     fadt.hypervisor_vendor_identity = u64::from_le_bytes(*b"BULKHEAD").into();
     fadt.finalize()
+}
+
+/// PCI Firmware Specification 3.3, 4.1.2: one segment with all its buses.
+pub(super) fn mcfg() -> Sdt {
+    let mut body = Vec::from([0; 8]);
+    body.extend_from_slice(&layout::PCI_ECAM.start.to_le_bytes());
+    let segment: u16 = 0;
+    body.extend_from_slice(&segment.to_le_bytes());
+    let (first_bus, last_bus) = (0, ((layout::PCI_ECAM.end - layout::PCI_ECAM.start - 1) >> 20) as u8);
+    body.extend_from_slice(&[first_bus, last_bus, 0, 0, 0, 0]);
+    let mut sdt = table(*b"MCFG", 1);
+    sdt.append_slice(&body);
+    sdt
 }
 
 /// Structure types of the MADT (ACPI table 5.21).

@@ -56,7 +56,7 @@ fn find_tables(memory: &FakeMemory) -> BTreeMap<[u8; 4], Vec<u8>> {
 fn tables_are_found_and_whole() {
     for vcpus in [1, 2, 255, 300, MAX_VCPUS] {
         let (memory, image) = memory(vcpus);
-        assert_eq!(find_tables(&memory).len(), 3);
+        assert_eq!(find_tables(&memory).len(), 4);
         let mut end = layout::ACPI_AREA.start;
         for (gpa, bytes) in &image.pieces {
             assert!(gpa.0 >= end, "pieces overlap");
@@ -136,6 +136,16 @@ fn processors_from_255_on_are_x2apics() {
         [(255, 1, 255), (256, 1, 256)]
     );
     assert_eq!(ids(10), [[10, 12, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0]]);
+}
+
+#[test]
+fn mcfg_names_the_reserved_configuration_space() {
+    let (memory, _) = memory(1);
+    let mcfg = &find_tables(&memory)[b"MCFG"];
+    assert_eq!(mcfg[44..], [0, 0, 0, 0xb0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0, 0, 0, 0]);
+    // 256 buses of 1 MiB each, which the memory map reserves.
+    let map = crate::e820::map(&memory);
+    assert!(map.iter().any(|e| (e.gpa.0, e.size, e.kind) == (0xb000_0000, 256 << 20, crate::e820::E820Type::Reserved)));
 }
 
 /// Writes the tables to files for a disassembler: `BULKHEAD_ACPI_DUMP=DIR cargo test`.

@@ -120,7 +120,7 @@ const XL_KEYS: &[&str] = &[
     "cpus", "cpus_soft", "device_model_args", "device_model_args_hvm", "device_model_args_pv", "device_model_override",
     "device_model_stubdomain_override", "device_model_stubdomain_seclabel", "device_model_user", "device_model_version",
     "device_tree", "disk", "dm_restrict", "driver_domain", "dtdev", "e820_host", "firmware", "gfx_passthru", "gic_version",
-    "hap", "hdtype", "hpet", "init_seclabel", "iomem", "ioports", "irqs", "keymap", "llc-colors", "localtime",
+    "hap", "hdtype", "hpet", "init_seclabel", "iomem", "ioports", "irqs", "keymap", "llc_colors", "localtime",
     "max_event_channels", "max_grant_frames", "max_grant_version", "max_maptrack_frames", "maxvcpus", "mca_caps", "mmio_hole",
     "ms_vm_genid", "msr_relaxed", "nestedhvm", "nographic", "nomigrate", "nr_spis", "nx", "on_soft_reset", "on_watchdog", "oos",
     "opengl", "p9", "pae", "passthrough", "pci", "pci_msitranslate", "pci_permissive", "pci_power_mgmt", "pci_seize", "pool",
@@ -128,11 +128,11 @@ const XL_KEYS: &[&str] = &[
     "seclabel", "shadow_memory", "smbios", "smbios_firmware", "soundhw", "spice", "spice_clipboard_sharing",
     "spice_image_compression", "spice_streaming_video", "spiceagent_mouse", "spicedisable_ticketing", "spicehost",
     "spicepasswd", "spiceport", "spicetls_port", "spiceusbredirection", "spicevdagent", "stdvga", "stubdomain_cmdline",
-    "stubdomain_kernel", "stubdomain_memory", "stubdomain_ramdisk", "sve", "tee", "timeoffset", "timer_mode",
-    "trap_unmapped_accesses", "tsc_mode", "usb", "usbctrl", "usbdev", "usbdevice", "usbversion", "uuid", "vdispl",
-    "vendor_device", "vfb", "vga", "videoram", "vif", "viridian", "virtio", "vkb", "vkb_device", "vmtrace_buf_kb", "vnc",
-    "vncdisplay", "vnclisten", "vncpasswd", "vncunused", "vnuma", "vpmu", "vpt_align", "vscsi", "vsnd", "vtpm", "vuart",
-    "xen_platform_pci", "xend_suspend_evtchn_compat", "xenstore_feature_mask",
+    "stubdomain_kernel", "stubdomain_memory", "stubdomain_ramdisk", "sve", "tee", "timer_mode", "trap_unmapped_accesses",
+    "tsc_mode", "usb", "usbctrl", "usbdev", "usbdevice", "usbversion", "uuid", "vdispl", "vendor_device", "vfb", "vga",
+    "videoram", "vif", "viridian", "virtio", "vkb", "vkb_device", "vmtrace_buf_kb", "vnc", "vncdisplay", "vnclisten",
+    "vncpasswd", "vncunused", "vnuma", "vpmu", "vpt_align", "vsnd", "vtpm", "vuart", "xen_platform_pci",
+    "xend_suspend_evtchn_compat", "xenstore_feature_mask",
 ];
 
 #[cfg(test)]

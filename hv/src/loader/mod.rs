@@ -253,10 +253,25 @@ pub fn detect(image: &[u8]) -> Result<Kind, NotAKernel> {
 /// # Errors
 /// [`LoadError`]; the guest's RAM may have been written in part then.
 pub fn load<M: GuestMemory + ?Sized>(memory: &M, request: &LoadRequest<'_>) -> Result<VcpuState, LoadError> {
-    match detect(request.kernel).map_err(LoadError::NotAKernel)? {
+    let kind = detect(request.kernel).map_err(LoadError::NotAKernel)?;
+    // First, so that a kernel that is loaded there wins.
+    write_bios_data(memory)?;
+    match kind {
         Kind::Linux => bzimage::load(memory, request),
         Kind::Multiboot1 { header } => multiboot1::load(memory, request, header),
     }
+}
+
+/// Fills in what kernels of either kind look up in the BIOS data area, as the firmware of a PC does before a boot loader runs: the
+/// first serial port's address (40:00), the installed equipment (40:10) and the size of conventional memory (40:13).
+fn write_bios_data<M: GuestMemory + ?Sized>(memory: &M) -> Result<(), OutsideRam> {
+    /// One serial port (bits 9-11), a PS/2 mouse (bit 2), an x87 (bit 1).
+    const EQUIPMENT: u16 = 1 << 9 | 1 << 2 | 1 << 1;
+    const COM1: u16 = 0x3f8;
+    memory.fill(Gpa(0x400), 0x100, 0)?;
+    memory.write(Gpa(0x400), &COM1.to_le_bytes())?;
+    memory.write(Gpa(0x410), &EQUIPMENT.to_le_bytes())?;
+    memory.write(Gpa(0x413), &((layout::VGA_WINDOW.start / layout::KIB) as u16).to_le_bytes())
 }
 
 /// Little-endian fields of an untrusted image, by file offset.

@@ -7,7 +7,7 @@ use crate::{
     e820::{self, E820Map},
     layout,
 };
-use alloc::vec::Vec;
+use alloc::{format, vec::Vec};
 use x86defs::{Cr0, DescriptorTable, Gpa, Gpr, GuestMemory, PAGE_SIZE, Segment, VcpuState};
 
 /// The header lies, 32-bit aligned, in so many bytes from the file's start (3.1).
@@ -36,6 +36,8 @@ const INFO_LOADER_NAME: u32 = 1 << 9;
 const INFO_BYTES: usize = 120;
 
 const LOADER_NAME: &[u8] = b"Bulkhead\0";
+/// The first word of the command line: kernels take it for their own name, as GRUB legacy and QEMU give it, and skip it.
+const KERNEL_NAME: &str = "kernel";
 const MAX_CMDLINE: u64 = 0xffff;
 
 /// The stack that a kernel may use until it has its own. The specification gives none, but some lean on one.
@@ -107,18 +109,19 @@ pub(super) fn load<M: GuestMemory + ?Sized>(
     };
 
     let length = request.cmdline.len() as u64;
+    let cmdline = format!("{KERNEL_NAME} {}", request.cmdline);
     if length > MAX_CMDLINE {
         return Err(LoadError::CommandLineTooLong { length, limit: MAX_CMDLINE });
     }
     // Its size does not depend on its address, so it is built twice: once to measure it.
-    let size = STACK_BYTES + information(0, request.cmdline, module.as_ref(), &map).len() as u64;
+    let size = STACK_BYTES + information(0, &cmdline, module.as_ref(), &map).len() as u64;
     let below_1m = PAGE_SIZE..layout::HIGH_MEMORY;
     let stack = placer
         .take_lowest(size, PAGE_SIZE, below_1m)
         .or_else(|| placer.take_lowest(size, PAGE_SIZE, layout::HIGH_MEMORY..layout::ABOVE_4G))
         .ok_or(LoadError::NoRoom { size })?;
     let info = stack + STACK_BYTES;
-    let bytes = information(info as u32, request.cmdline, module.as_ref(), &map);
+    let bytes = information(info as u32, &cmdline, module.as_ref(), &map);
     memory.write(Gpa(info), &bytes)?;
     let gdt = info + (bytes.len() - size_of_val(&GDT)) as u64;
     Ok(entry_state(entry, info, gdt))

@@ -290,7 +290,7 @@ fn flat_multiboot_image_with_everything() {
     let info = Info { memory: &memory, at: state.gprs[Gpr::Rbx] };
     assert_eq!(info.field(0), 1 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 9);
     assert_eq!((info.field(4), info.field(8)), (640, 15 * 1024));
-    assert_eq!((info.string(16), info.string(64)), (String::from("a b=c"), String::from("Bulkhead")));
+    assert_eq!((info.string(16), info.string(64)), (String::from("kernel a b=c"), String::from("Bulkhead")));
     assert_eq!(info.field(20), 1);
     let module_at = u64::from(info.field(24));
     let entry = |offset| memory.read_u32(Gpa(module_at + offset)).unwrap();
@@ -302,6 +302,17 @@ fn flat_multiboot_image_with_everything() {
     // A kernel that reloads its segment registers before it has descriptors of its own lives.
     assert_eq!(memory.read_u64(Gpa(state.gdtr.base + u64::from(state.cs.selector))).unwrap(), 0x00cf_9b00_0000_ffff);
     assert_eq!(memory.read_u64(Gpa(state.gdtr.base + u64::from(state.ds.selector))).unwrap(), 0x00cf_9300_0000_ffff);
+}
+
+#[test]
+fn the_bios_data_area_is_there_unless_the_kernel_is() {
+    let memory = guest(4);
+    load(&memory, &request(&flat(), "")).unwrap();
+    assert_eq!((memory.read_u16(Gpa(0x400)), memory.read_u16(Gpa(0x413))), (Ok(0x3f8), Ok(640)));
+    let mut image = vec![0xcc; 0x200];
+    put(&mut image, 0, &multiboot_header(1 << 16, &[0x400, 0x400, 0, 0, 0x420]));
+    load(&memory, &request(&image, "")).unwrap();
+    assert_eq!(bytes(&memory, 0x400, 0x200), image);
 }
 
 #[test]
@@ -332,7 +343,7 @@ fn information_avoids_a_kernel_in_low_memory() {
     assert!(state.gprs[Gpr::Rbx] >= MIB);
     let info = Info { memory: &memory, at: state.gprs[Gpr::Rbx] };
     // Nothing in the flags that is not there.
-    assert_eq!((info.field(0) & 1 << 3, info.string(16)), (0, String::new()));
+    assert_eq!((info.field(0) & 1 << 3, info.string(16)), (0, String::from("kernel ")));
 }
 
 #[test]
@@ -456,11 +467,14 @@ fn no_kernel_is_told_for_what_it_is() {
 #[test]
 fn a_guest_without_the_ram_is_told_so() {
     let memory = FakeMemory::new(&[RamRange { gpa: Gpa(MIB), size: MIB }]);
-    assert_eq!(load(&memory, &request(&linux(), "")).map_err(|e| e.key()), Err(Key::Kernel));
-    let mut image = linux();
-    put(&mut image, 0x230, &0x10_0000u32.to_le_bytes());
-    put(&mut image, 0x258, &0x10_0000u64.to_le_bytes());
-    assert_eq!(load(&memory, &request(&image, "")), Err(LoadError::OutsideRam(Gpa(0x1_0000))));
+    let error = load(&memory, &request(&linux(), "")).unwrap_err();
+    assert_eq!((error, error.key()), (LoadError::OutsideRam(Gpa(0x400)), Key::Memory));
+    let memory = FakeMemory::new(&[RamRange { gpa: Gpa(0), size: 0xa_0000 }]);
+    let ram_end = MIB;
+    assert_eq!(
+        load(&memory, &request(&flat(), "")),
+        Err(LoadError::KernelDoesNotFit { start: 0x10_0000, size: 0x1000, ram_end })
+    );
 }
 
 /// A stock kernel, if the environment names one: `BULKHEAD_TEST_BZIMAGE=/boot/vmlinuz cargo test`.

@@ -23,7 +23,7 @@ impl<P: Platform> VirtCpu<P> {
     pub(super) fn msr_write(&mut self, cx: &Context<'_, P>, index: u32, value: u64) -> Resume {
         let result = match index {
             index if X2APIC.contains(&index) => self.x2apic_write(cx, index, value),
-            msr::IA32_APIC_BASE => self.apic.set_base_msr(value).map_err(|_| super::Gp),
+            msr::IA32_APIC_BASE => self.apic.set_base_msr(value, self.cpuid.phys_bits()).map_err(|_| super::Gp),
             msr::IA32_TSC_DEADLINE => {
                 self.tsc_deadline_write(cx, value);
                 Ok(())
@@ -45,8 +45,13 @@ impl<P: Platform> VirtCpu<P> {
         Ok(())
     }
 
+    #[inline]
     fn tsc_deadline_write(&mut self, cx: &Context<'_, P>, value: u64) {
-        let _ = (cx, value);
+        let host_tsc = cx.platform.tsc();
+        let guest_tsc = host_tsc.wrapping_add(self.msrs.tsc_offset());
+        let effect = self.apic.set_tsc_deadline(cx.clock.at(host_tsc), guest_tsc, cx.clock.to_ns(), value);
+        self.vm.board.lapic_effect(self.id, effect);
+        self.after_device_access(cx);
     }
 
     #[cold]

@@ -10,11 +10,13 @@ mod msr;
 mod mtrr;
 mod pio;
 mod run;
+#[cfg(test)]
+mod tests;
 
 use crate::{clock::Clock, vm::Vm};
 use alloc::{boxed::Box, sync::Arc};
 use core::fmt;
-use devices::lapic::LocalApic;
+use devices::interim::lapic::LocalApic;
 use x86defs::{EntryFailure, Exception, Gpa, Platform, Resume, Time, Vcpu};
 
 pub use control::{Gp, Xcr0Policy};

@@ -2,7 +2,7 @@
 
 use super::{Activity, Context, CpuidContext, CrashReason, VirtCpu, control, msr::control_state};
 use crate::vm::End;
-use devices::{lapic::Startup, router::Pending};
+use devices::interim::{lapic::Startup, router::Pending};
 use x86defs::{ControlRegister, Exception, Exit, Platform, Resume, Vcpu, VcpuState};
 
 /// Why a vCPU stopped running for now.

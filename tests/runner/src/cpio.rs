@@ -89,8 +89,11 @@ mod tests {
         archive.finish()
     }
 
+    /// Path, mode, device numbers and contents.
+    type Entry = (String, u32, (u32, u32), Vec<u8>);
+
     /// Reads an archive back by the format's own rules.
-    fn read(mut bytes: &[u8]) -> Vec<(String, u32, (u32, u32), Vec<u8>)> {
+    fn read(mut bytes: &[u8]) -> Vec<Entry> {
         let total = bytes.len();
         let mut entries = Vec::new();
         loop {
@@ -101,7 +104,7 @@ mod tests {
             assert_eq!(bytes[110 + name_size - 1], 0);
             let data = (110 + name_size).next_multiple_of(4);
             if name == "TRAILER!!!" {
-                assert!(total % 512 == 0 && bytes[data..].iter().all(|b| *b == 0));
+                assert!(total.is_multiple_of(512) && bytes[data..].iter().all(|b| *b == 0));
                 return entries;
             }
             entries.push((name, mode, device, bytes[data..data + size].to_vec()));
@@ -124,7 +127,8 @@ mod tests {
 
     #[test]
     fn the_cpio_tool_agrees() {
-        let Ok(mut cpio) = Command::new("cpio").arg("-tv").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()
+        let Ok(mut cpio) =
+            Command::new("cpio").arg("-tv").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()
         else {
             return; // not installed
         };

@@ -92,7 +92,9 @@ impl Feeder {
         let Pace::AtPrompt { silence } = self.pace else {
             return self.queue.drain(..).collect();
         };
-        if !self.ready && !(self.prompted && now.saturating_duration_since(self.last_activity) >= silence) {
+        let silent = now.saturating_duration_since(self.last_activity) >= silence;
+        let wanted = self.ready || self.prompted && silent;
+        if !wanted {
             return Vec::new();
         }
         self.ready = false;

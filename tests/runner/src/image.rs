@@ -258,7 +258,10 @@ mod tests {
         modules.add_bytes("x.cfg", vec![]);
         let image = Image { hypervisor: PathBuf::new(), options: "com1=115200,8n1  odd=$x;'y'".into(), modules };
         let cfg = image.grub_cfg();
-        assert!(cfg.contains("  multiboot2 /boot/bulkhead.elf com1=115200,8n1 'odd=$x;'\\''y'\\'''\n  module2 /boot/x.cfg x.cfg\n}"), "{cfg}");
+        assert!(
+            cfg.contains("  multiboot2 /boot/bulkhead.elf com1=115200,8n1 'odd=$x;'\\''y'\\'''\n  module2 /boot/x.cfg x.cfg\n}"),
+            "{cfg}"
+        );
         assert!(cfg.starts_with("set timeout=0\n"));
     }
 }

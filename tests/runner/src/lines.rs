@@ -101,7 +101,9 @@ impl Event {
             "refused" => Self::Refused { guest },
             "ended: poweroff" => Self::Ended { guest, how: GuestEnd::Poweroff },
             "ended: reboot" => Self::Ended { guest, how: GuestEnd::Reboot },
-            _ if what.starts_with("restarting (") => Self::Restarting { guest },
+            _ if what.starts_with("restarting (") || what.starts_with("kept as ") && what.ends_with(", restarting") => {
+                Self::Restarting { guest }
+            }
             _ if what.starts_with("refused: ") || what.starts_with("refused (") => Self::Refused { guest },
             _ => {
                 let how = if let Some(reason) = what.strip_prefix("ended: crash: ") {
@@ -216,6 +218,7 @@ mod tests {
             ("(BH) guest debian: ended: crash: triple fault: rip 0x10", ended(GuestEnd::Crash("triple fault: rip 0x10".into()))),
             ("(BH) guest debian: ended: debug-exit status 33", ended(GuestEnd::DebugExit(33))),
             ("(BH) guest debian: restarting (on_reboot)", Event::Restarting { guest: guest("debian") }),
+            ("(BH) guest debian: kept as debian-1, restarting", Event::Restarting { guest: guest("debian") }),
             (
                 "(BH) config a.cfg:3: vcpus: 2 is too many: 1 is the most",
                 Event::BadConfig { file: "a.cfg".into(), line: Some(3), what: "vcpus: 2 is too many: 1 is the most".into() },

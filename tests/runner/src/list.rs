@@ -1,1 +1,270 @@
-//! stub
+//! Every test that runs in an emulator: what it is called, where it runs, and what must come out.
+//!
+//! The guest cases themselves are in `tests/guests`; each says there which architectural behaviour it checks.
+
+use crate::{
+    lines::GuestEnd,
+    machine::{Accel, Firmware, Spec, Vendor},
+    size::MemorySize,
+};
+
+/// Where a test runs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Platform {
+    SvmQemu,
+    SvmUefi,
+    VmxBochs,
+    SvmBochs,
+}
+
+impl Platform {
+    pub const ALL: [Self; 4] = [Self::SvmQemu, Self::SvmUefi, Self::VmxBochs, Self::SvmBochs];
+
+    /// The first part of a test's name.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::SvmQemu => "svm/qemu",
+            Self::SvmUefi => "svm/uefi",
+            Self::VmxBochs => "vmx/bochs",
+            Self::SvmBochs => "svm/bochs",
+        }
+    }
+
+    #[must_use]
+    pub const fn spec(self) -> Spec {
+        let spec = match self {
+            Self::SvmQemu | Self::SvmUefi => Spec::new(Accel::Tcg, Vendor::Amd),
+            Self::VmxBochs => Spec::new(Accel::Bochs, Vendor::Intel),
+            Self::SvmBochs => Spec::new(Accel::Bochs, Vendor::Amd),
+        };
+        let firmware = match self {
+            Self::SvmUefi => Firmware::Uefi,
+            _ => Firmware::Bios,
+        };
+        Spec { firmware, ..spec }
+    }
+}
+
+/// How a guest must end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Expect {
+    /// By the debug-exit port with the byte 0x10: the guest has checked itself.
+    Pass,
+    /// By the debug-exit port with this status.
+    Status(u32),
+    /// In a crash whose reason contains these words (in any case of letters).
+    Crash(&'static str),
+    Reboot,
+    Poweroff,
+}
+
+impl Expect {
+    /// What was wrong, if anything.
+    pub fn check(self, how: &GuestEnd) -> Result<(), String> {
+        let right = match (self, how) {
+            (Self::Pass, GuestEnd::DebugExit(status)) => *status == 0x21,
+            (Self::Status(wanted), GuestEnd::DebugExit(status)) => *status == wanted,
+            (Self::Crash(words), GuestEnd::Crash(reason)) => reason.to_lowercase().contains(words),
+            (Self::Reboot, GuestEnd::Reboot) | (Self::Poweroff, GuestEnd::Poweroff) => true,
+            _ => false,
+        };
+        if right { Ok(()) } else { Err(format!("ended: {how}; expected: {self:?}")) }
+    }
+}
+
+/// A case of the test guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestTest {
+    /// The `test=` on its command line.
+    pub name: &'static str,
+    pub expect: Expect,
+    pub on: &'static [Platform],
+}
+
+const BOTH_VENDORS: &[Platform] = &[Platform::SvmQemu, Platform::VmxBochs, Platform::SvmBochs];
+
+const fn pass(name: &'static str) -> GuestTest {
+    GuestTest { name, expect: Expect::Pass, on: BOTH_VENDORS }
+}
+
+const fn ends(name: &'static str, expect: Expect) -> GuestTest {
+    GuestTest { name, expect, on: BOTH_VENDORS }
+}
+
+/// All cases of the test guest but the benchmark.
+pub const GUESTS: &[GuestTest] = &[
+    pass("cpuid-policy"),
+    pass("msr-policy"),
+    pass("msr-state"),
+    pass("tsc"),
+    pass("control-registers"),
+    pass("vector-state"),
+    pass("multiboot-info"),
+    pass("port-widths"),
+    pass("port-unclaimed"),
+    pass("string-io"),
+    pass("mmio-widths"),
+    pass("mmio-forms"),
+    pass("mmio-unbacked"),
+    pass("serial-loopback"),
+    pass("pci-config"),
+    pass("rtc-clock"),
+    pass("acpi-tables"),
+    pass("hlt-wake"),
+    pass("sti-shadow"),
+    pass("exceptions"),
+    pass("exception-during-exit"),
+    pass("single-step"),
+    pass("nmi"),
+    pass("page-fault"),
+    pass("real-mode"),
+    pass("protected-mode"),
+    pass("user-mode"),
+    pass("timer-pit"),
+    pass("timer-pit-irq"),
+    pass("timer-pm"),
+    pass("timer-lapic-oneshot"),
+    pass("timer-lapic-periodic"),
+    pass("timer-tsc-deadline"),
+    pass("timer-rtc"),
+    pass("timers-agree"),
+    pass("pic-delivery"),
+    pass("ioapic-delivery"),
+    pass("lapic-priority"),
+    pass("self-ipi"),
+    pass("x2apic"),
+    pass("serial-irq"),
+    ends("debug-exit", Expect::Status(0x55)),
+    ends("triple-fault", Expect::Crash("triple fault")),
+    ends("reset-cf9", Expect::Reboot),
+    ends("reset-8042", Expect::Reboot),
+    ends("power-off", Expect::Poweroff),
+];
+
+/// The case that measures, and is run by `cargo xtask bench`.
+pub const BENCH_CASE: &str = "bench";
+
+/// The module with the test guest.
+pub const GUEST_KERNEL: &str = "guests";
+
+/// Memory of a test guest.
+const GUEST_MEMORY_MIB: u32 = 32;
+
+/// The configuration that runs `case` once.
+#[must_use]
+pub fn guest_config(case: &str) -> String {
+    format!(
+        "name = \"{case}\"\ntype = \"hvm\"\nmemory = {GUEST_MEMORY_MIB}\nvcpus = 1\nkernel = \"{GUEST_KERNEL}\"\n\
+         cmdline = \"test={case}\"\nisa_debug_exit = 0xf4\n\
+         on_poweroff = \"destroy\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n"
+    )
+}
+
+/// Guests that run at the same time, one of which crashes: the others must not notice.
+pub const TOGETHER: &[&str] = &["cpuid-policy", "triple-fault", "string-io", "exceptions", "reset-cf9"];
+pub const TOGETHER_ON: &[Platform] = &[Platform::SvmQemu, Platform::VmxBochs];
+
+/// A configuration that must be refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RefusalTest {
+    /// Also the module's name, with `.cfg`.
+    pub name: &'static str,
+    pub config: &'static str,
+    /// Where the message must point.
+    pub line: u32,
+    /// How it must start after `FILE:LINE: ` (the key), and what it must contain.
+    pub key: &'static str,
+    pub reason: &'static str,
+}
+
+const fn refusal(name: &'static str, config: &'static str, line: u32, key: &'static str, reason: &'static str) -> RefusalTest {
+    RefusalTest { name, config, line, key, reason }
+}
+
+/// A module that is no kernel.
+pub const GARBAGE: &str = "garbage";
+
+/// Bad configurations, in one boot with a good one, which must start all the same.
+pub const REFUSALS: &[RefusalTest] = &[
+    refusal("unknown-key", "name = \"a\"\nmemory = 32\nkernel = \"guests\"\nflavour = \"sour\"\n", 4, "flavour", "unknown key"),
+    refusal("misspelt-key", "name = \"b\"\nmemroy = 32\nkernel = \"guests\"\n", 2, "memroy", "did you mean memory"),
+    refusal("unsupported-key", "name = \"c\"\nmemory = 32\nkernel = \"guests\"\n\ndisk = []\n", 5, "disk", "not supported"),
+    refusal("missing-module", "name = \"d\"\nmemory = 32\nkernel = \"absent\"\n", 3, "kernel", "absent"),
+    refusal("no-kernel", "name = \"e\"\nmemory = 32\n", 1, "kernel", "missing"),
+    refusal("garbage-kernel", "name = \"f\"\nmemory = 32\nkernel = \"garbage\"\n", 3, "kernel", "not a kernel"),
+    refusal("too-much-memory", "name = \"g\"\nkernel = \"guests\"\nmemory = 16384\n", 3, "memory", "more memory than there is"),
+    refusal("too-many-vcpus", "name = \"h\"\nmemory = 32\nkernel = \"guests\"\nvcpus = 4096\n", 4, "vcpus", "4096"),
+    refusal("not-toml", "name = \"i\"\nmemory = 32\nkernel = guests\n", 3, "kernel", "not valid TOML"),
+    refusal("wrong-type", "name = \"j\"\nmemory = \"lots\"\nkernel = \"guests\"\n", 2, "memory", "must be"),
+];
+pub const REFUSALS_ON: &[Platform] = &[Platform::SvmQemu];
+/// The good one.
+pub const REFUSALS_SURVIVOR: &str = "cpuid-policy";
+
+/// Linux boots with the default guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LinuxTest {
+    pub on: Platform,
+    /// Also restart it: costs a second boot.
+    pub reboot: Reboot,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reboot {
+    Tested,
+    NotTested,
+}
+
+pub const LINUX: &[LinuxTest] = &[
+    LinuxTest { on: Platform::SvmQemu, reboot: Reboot::Tested },
+    LinuxTest { on: Platform::VmxBochs, reboot: Reboot::Tested },
+    LinuxTest { on: Platform::SvmUefi, reboot: Reboot::NotTested },
+];
+pub const LINUX_MEMORY: MemorySize = MemorySize::from_mib(256);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    /// The names in the test guest's own table.
+    fn cases_of_the_guest() -> HashSet<String> {
+        let source = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../guests/src/cases/mod.rs")).unwrap();
+        let cases = source.lines().filter_map(|l| l.trim().strip_prefix("(\"")?.split_once('"')).map(|(name, _)| name.to_owned());
+        cases.collect()
+    }
+
+    #[test]
+    fn the_list_and_the_guest_have_the_same_cases() {
+        let mut listed: HashSet<String> = GUESTS.iter().map(|t| t.name.to_owned()).collect();
+        assert_eq!(listed.len(), GUESTS.len(), "a case is listed twice");
+        listed.insert(BENCH_CASE.to_owned());
+        assert_eq!(listed, cases_of_the_guest());
+    }
+
+    #[test]
+    fn only_the_expected_end_will_do() {
+        let crash = GuestEnd::Crash("Triple fault at 0x10".into());
+        for (expect, how, right) in [
+            (Expect::Pass, GuestEnd::DebugExit(33), true),
+            (Expect::Pass, GuestEnd::DebugExit(35), false),
+            (Expect::Pass, GuestEnd::Poweroff, false),
+            (Expect::Status(0x55), GuestEnd::DebugExit(0x55), true),
+            (Expect::Crash("triple fault"), crash.clone(), true),
+            (Expect::Crash("entry"), crash, false),
+            (Expect::Reboot, GuestEnd::Reboot, true),
+            (Expect::Poweroff, GuestEnd::Reboot, false),
+        ] {
+            assert_eq!(expect.check(&how).is_ok(), right, "{expect:?} {how:?}");
+        }
+    }
+
+    #[test]
+    fn every_refusal_points_at_the_line_of_its_key() {
+        for test in REFUSALS {
+            let line = test.config.lines().nth(test.line as usize - 1).unwrap();
+            assert!(line.starts_with(test.key) || test.reason == "missing", "{}: {line}", test.name);
+        }
+    }
+}

@@ -98,7 +98,9 @@ impl Spec {
     pub fn check(&self) -> Result<()> {
         ensure!(self.cpus > 0, "a machine needs at least one CPU");
         match self.accel {
-            Accel::Tcg if self.vendor == Vendor::Intel => bail!("QEMU's TCG has no VT-x: use --accel bochs (or kvm) for --vendor intel"),
+            Accel::Tcg if self.vendor == Vendor::Intel => {
+                bail!("QEMU's TCG has no VT-x: use --accel bochs (or kvm) for --vendor intel")
+            }
             Accel::Tcg if self.clock == Clock::Instructions => {
                 ensure!(self.cpus == 1, "--icount counts with one CPU only: leave out --cpus {}", self.cpus);
             }
@@ -308,7 +310,8 @@ impl Machine {
     #[must_use]
     pub fn messages(&self) -> String {
         const LINES: usize = 15;
-        let text: String = self.messages.iter().filter_map(|p| fs::read(p).ok()).map(|b| String::from_utf8_lossy(&b).into_owned()).collect();
+        let text: String =
+            self.messages.iter().filter_map(|p| fs::read(p).ok()).map(|b| String::from_utf8_lossy(&b).into_owned()).collect();
         let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty() && !is_bochs_chatter(l)).collect();
         lines[lines.len().saturating_sub(LINES)..].join("\n")
     }

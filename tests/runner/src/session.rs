@@ -167,8 +167,12 @@ pub fn run(machine: &mut Machine, mailbox: Mailbox, options: &Options, observer:
         }
     });
 
-    let mut session =
-        Session { splitter: LineSplitter::default(), feeder: Feeder::new(options.pace.clone(), Instant::now()), events: Vec::new(), ending: None };
+    let mut session = Session {
+        splitter: LineSplitter::default(),
+        feeder: Feeder::new(options.pace.clone(), Instant::now()),
+        events: Vec::new(),
+        ending: None,
+    };
     let end = session.follow(machine, &receiver, &to_guest, options, observer);
     machine.kill();
     // What the emulator has written before its end.
@@ -371,7 +375,8 @@ mod tests {
 
     #[test]
     fn a_prompt_counts_from_the_guest_that_shows_it() {
-        let script = "printf '(BH) guest a: started\n(BH) console: input goes to guest a\ndebian:/# '; read line; echo \"got $line\"";
+        let script =
+            "printf '(BH) guest a: started\n(BH) console: input goes to guest a\ndebian:/# '; read line; echo \"got $line\"";
         let options = Options { pace: Pace::AtPrompt { silence: 60 * SECOND }, ..options() };
         let (_, record) = play(script, "hello\n", &options);
         assert_eq!(record.lines.last().unwrap(), "debian:/# got hello");
@@ -389,7 +394,8 @@ mod tests {
 
     #[test]
     fn input_waits_until_the_console_is_a_guests() {
-        let script = "if read -t 1 line; then echo early; fi; echo '(BH) console: input goes to guest a'; read line; echo got $line";
+        let script =
+            "if read -t 1 line; then echo early; fi; echo '(BH) console: input goes to guest a'; read line; echo got $line";
         let mut command = Command::new("bash");
         command.args(["-c", script]);
         let mut machine = Machine::from_program(command).unwrap();

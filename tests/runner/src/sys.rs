@@ -64,11 +64,7 @@ pub fn confine(command: &mut Command, network: Network) {
     unsafe {
         command.pre_exec(move || {
             if network == Network::Isolated {
-                let flags = if geteuid().is_root() {
-                    UnshareFlags::NEWNET
-                } else {
-                    UnshareFlags::NEWUSER | UnshareFlags::NEWNET
-                };
+                let flags = if geteuid().is_root() { UnshareFlags::NEWNET } else { UnshareFlags::NEWUSER | UnshareFlags::NEWNET };
                 // Where it is not allowed, the emulator works all the same, only less alone.
                 // SAFETY: the process has one thread here, and neither flag affects memory or file descriptors.
                 let _ = unshare_unsafe(flags);

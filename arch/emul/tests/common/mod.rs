@@ -52,6 +52,19 @@ pub struct TestCpu {
     pub rival: VecDeque<u64>,
 }
 
+impl core::fmt::Debug for TestCpu {
+    /// Without the pages, which would be all one sees.
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("TestCpu")
+            .field("mode", &self.mode())
+            .field("gprs", &self.gprs)
+            .field("rflags", &self.rflags)
+            .field("cpl", &self.cpl)
+            .field("segments", &self.segments)
+            .finish_non_exhaustive()
+    }
+}
+
 pub fn index(register: SegmentRegister) -> usize {
     register as usize
 }
@@ -126,16 +139,26 @@ impl TestCpu {
     }
 
     /// Puts bytes into mapped memory, whatever its rights.
-    pub fn put(&mut self, at: u64, bytes: &[u8]) -> &mut Self {
-        for (i, byte) in bytes.iter().enumerate() {
-            let at = at + i as u64;
-            self.pages.get_mut(&(at & !(PAGE - 1))).expect("mapped").1[(at % PAGE) as usize] = *byte;
+    pub fn put(&mut self, mut at: u64, mut bytes: &[u8]) -> &mut Self {
+        while !bytes.is_empty() {
+            let start = (at % PAGE) as usize;
+            let (now, later) = bytes.split_at(bytes.len().min(4096 - start));
+            self.pages.get_mut(&(at & !(PAGE - 1))).expect("mapped").1[start..start + now.len()].copy_from_slice(now);
+            at += now.len() as u64;
+            bytes = later;
         }
         self
     }
 
-    pub fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
-        (at..at + len as u64).map(|at| self.pages[&(at & !(PAGE - 1))].1[(at % PAGE) as usize]).collect()
+    pub fn bytes(&self, mut at: u64, len: usize) -> Vec<u8> {
+        let mut all = Vec::with_capacity(len);
+        while all.len() < len {
+            let start = (at % PAGE) as usize;
+            let count = (len - all.len()).min(4096 - start);
+            all.extend_from_slice(&self.pages[&(at & !(PAGE - 1))].1[start..start + count]);
+            at += count as u64;
+        }
+        all
     }
 
     pub fn value(&self, at: u64, width: Width) -> u64 {

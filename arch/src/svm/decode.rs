@@ -1,0 +1,233 @@
+//! From a VMCB to a question: pure functions over the raw fields.
+//!
+//! Manual: AMD64 Architecture Programmer's Manual vol. 2, 24593 rev. 3.42, 15.7 to 15.14 and appendix C.
+
+use super::vmcb::{Control, exit_code};
+use crate::{event::Event, vcpu::Question};
+use x86defs::{
+    Access, ControlRegister, EntryFailure, Exception, Exit, Gpa, Gpr, Gprs, TaskSwitch, TaskSwitchReason, Width, vector,
+};
+
+/// Where the exiting instruction ends, and the register that it names in ModRM.rm (MOV to or from CR only).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    pub next_rip: u64,
+    pub operand: Gpr,
+}
+
+/// Turns the exit that the CPU has written to `control` into a question, and notes in `question` what its answer will need.
+///
+/// `measure` is asked for the extent of the instruction, only for exits whose answer completes it and only if the CPU does not say
+/// it. It takes the exit code and whether this is a WRMSR. Exits that concern the host alone (INTR, NMI, IRET ...) do not come here.
+#[inline(always)]
+pub fn decode(control: &Control, gprs: &Gprs, question: &mut Question, measure: impl FnOnce(u32) -> Extent) -> Exit {
+    let code = control.exit_code as u32;
+    match code {
+        exit_code::CPUID => {
+            question.next_rip = measure(code).next_rip;
+            Exit::Cpuid { leaf: gprs.get32(Gpr::Rax), subleaf: gprs.get32(Gpr::Rcx) }
+        }
+        exit_code::IOIO => io(control, gprs, question),
+        exit_code::MSR => {
+            question.next_rip = measure(code).next_rip;
+            let index = gprs.get32(Gpr::Rcx);
+            if control.exit_info1 & 1 == 0 { Exit::MsrRead { index } } else { Exit::MsrWrite { index, value: gprs.edx_eax() } }
+        }
+        exit_code::NPF => Exit::Stage2Fault { gpa: Gpa(control.exit_info2), access: npf_access(control.exit_info1) },
+        exit_code::HLT => {
+            question.next_rip = measure(code).next_rip;
+            Exit::Hlt
+        }
+        exit_code::VINTR => Exit::InterruptWindow,
+        exit_code::PAUSE => {
+            question.next_rip = measure(code).next_rip;
+            Exit::Pause
+        }
+        exit_code::VMMCALL => {
+            question.next_rip = measure(code).next_rip;
+            Exit::Hypercall
+        }
+        exit_code::RDTSC | exit_code::RDTSCP => {
+            question.next_rip = measure(code).next_rip;
+            Exit::Rdtsc
+        }
+        exit_code::INVD | exit_code::WBINVD => {
+            question.next_rip = measure(code).next_rip;
+            Exit::CacheFlush
+        }
+        exit_code::XSETBV => {
+            question.next_rip = measure(code).next_rip;
+            Exit::Xsetbv { index: gprs.get32(Gpr::Rcx), value: gprs.edx_eax() }
+        }
+        exit_code::RDPMC => {
+            question.next_rip = measure(code).next_rip;
+            Exit::Rdpmc { index: gprs.get32(Gpr::Rcx) }
+        }
+        exit_code::CR0_READ..=exit_code::CR15_WRITE => control_access(code, gprs, question, measure(code)),
+        exit_code::EXCEPTION..=exit_code::EXCEPTION_LAST => Exit::Exception(exception(code, control)),
+        exit_code::SHUTDOWN => Exit::TripleFault,
+        exit_code::TASK_SWITCH => Exit::TaskSwitch(task_switch(control)),
+        exit_code::INVLPGA
+        | exit_code::VMRUN
+        | exit_code::VMLOAD..=exit_code::SKINIT
+        | exit_code::MONITOR..=exit_code::MWAIT_ARMED
+        | exit_code::RDPRU => Exit::UndefinedInstruction,
+        exit_code::INVALID => Exit::EntryFailed(EntryFailure { code: control.exit_code, info: control.exit_info1 }),
+        _ => Exit::Unknown { code: control.exit_code, info: control.exit_info1 },
+    }
+}
+
+/// IN, OUT, INS and OUTS (15.10.2). EXITINFO2 is the RIP after the instruction on every CPU.
+#[inline(always)]
+fn io(control: &Control, gprs: &Gprs, question: &mut Question) -> Exit {
+    const READ: u64 = 1 << 0;
+    const STRING: u64 = 1 << 2;
+    let info = control.exit_info1;
+    let port = (info >> 16) as u16;
+    // SZ8, SZ16 and SZ32 are bits 4 to 6, one of them set.
+    let width = match info >> 4 & 7 {
+        1 => Width::Byte,
+        2 => Width::Word,
+        _ => Width::Dword,
+    };
+    question.next_rip = control.exit_info2;
+    question.width = width;
+    if info & STRING != 0 {
+        Exit::PortString { port, width, write: info & READ == 0 }
+    } else if info & READ != 0 {
+        Exit::PortRead { port, width }
+    } else {
+        Exit::PortWrite { port, width, value: gprs.get32(Gpr::Rax) & width.mask() as u32 }
+    }
+}
+
+/// The error code of a nested page fault (15.25.6).
+const fn npf_access(info: u64) -> Access {
+    const WRITE: u64 = 1 << 1;
+    const FETCH: u64 = 1 << 4;
+    if info & FETCH != 0 {
+        Access::Execute
+    } else if info & WRITE != 0 {
+        Access::Write
+    } else {
+        Access::Read
+    }
+}
+
+fn control_access(code: u32, gprs: &Gprs, question: &mut Question, extent: Extent) -> Exit {
+    let register = match code & 0xf {
+        0 => ControlRegister::Cr0,
+        3 => ControlRegister::Cr3,
+        4 => ControlRegister::Cr4,
+        8 => ControlRegister::Cr8,
+        // Not intercepted: the CPU raises #UD by itself.
+        _ => return Exit::Unknown { code: u64::from(code), info: 0 },
+    };
+    question.next_rip = extent.next_rip;
+    question.control = register;
+    question.gpr = extent.operand;
+    if code < exit_code::CR0_WRITE {
+        Exit::ControlRead { register }
+    } else {
+        let value = gprs[extent.operand];
+        Exit::ControlWrite { register, value: if question.long { value } else { value & 0xffff_ffff } }
+    }
+}
+
+/// An intercepted exception (15.12). The error code, where there is one, is in EXITINFO1; for #PF, EXITINFO2 is the address.
+const fn exception(code: u32, control: &Control) -> Exception {
+    let vector = (code - exit_code::EXCEPTION) as u8;
+    let has_code =
+        matches!(vector, vector::DF | vector::TS | vector::NP | vector::SS | vector::GP | vector::PF | vector::AC | vector::CP);
+    Exception {
+        vector,
+        error_code: if has_code { Some(control.exit_info1 as u32) } else { None },
+        cr2: if vector == vector::PF { Some(control.exit_info2) } else { None },
+    }
+}
+
+/// A task switch (15.14.1).
+fn task_switch(control: &Control) -> TaskSwitch {
+    const IRET: u64 = 1 << 36;
+    const JMP: u64 = 1 << 38;
+    const HAS_ERROR_CODE: u64 = 1 << 44;
+    let info = control.exit_info2;
+    let reason = if info & IRET != 0 {
+        TaskSwitchReason::Iret
+    } else if info & JMP != 0 {
+        TaskSwitchReason::Jmp
+    } else if !int_info(control).is_none() {
+        TaskSwitchReason::Gate { error_code: (info & HAS_ERROR_CODE != 0).then_some(info as u32) }
+    } else {
+        TaskSwitchReason::Call
+    };
+    TaskSwitch { selector: control.exit_info1 as u16, reason }
+}
+
+/// The event whose delivery the exit has cut short (15.7.2), if any.
+#[inline(always)]
+pub fn int_info(control: &Control) -> Event {
+    Event::from_hardware(control.exit_int_info as u32, (control.exit_int_info >> 32) as u32)
+}
+
+/// The length in bytes and the ModRM.rm register of the instruction in `bytes` that has made the exit `code`; `None` if `bytes` are not such an
+/// instruction (the guest has changed them since) or too few. `long`: 64-bit code, where 40H to 4FH are REX prefixes.
+#[must_use]
+pub fn measure(code: u32, bytes: &[u8], long: bool) -> Option<(u8, Gpr)> {
+    let mut rest = bytes.iter().copied().take(15).enumerate();
+    let mut rex = 0;
+    let (at, opcode) = loop {
+        let (at, byte) = rest.next()?;
+        match byte {
+            0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 => rex = 0,
+            0x40..=0x4f if long => rex = byte,
+            _ => break (at, byte),
+        }
+    };
+    let mut tail = [0; 2];
+    let mut known = 0;
+    for (to, (_, byte)) in tail.iter_mut().zip(rest) {
+        *to = byte;
+        known += 1;
+    }
+    let (length, modrm) = match (opcode, code) {
+        (0xf4, exit_code::HLT) | (0x90, exit_code::PAUSE) => (1, None),
+        (0x0f, _) => match (tail[0], code) {
+            (0xa2, exit_code::CPUID)
+            | (0x30 | 0x32, exit_code::MSR)
+            | (0x31, exit_code::RDTSC)
+            | (0x33, exit_code::RDPMC)
+            | (0x08, exit_code::INVD)
+            | (0x09, exit_code::WBINVD) => (2, None),
+            (0x01, _) => match (tail[1], code) {
+                (0xd9, exit_code::VMMCALL) | (0xf9, exit_code::RDTSCP) | (0xd1, exit_code::XSETBV) => (3, None),
+                _ => return None,
+            },
+            (0x20, exit_code::CR0_READ..=exit_code::CR15_READ) | (0x22, exit_code::CR0_WRITE..=exit_code::CR15_WRITE) => {
+                (3, Some(tail[1]))
+            }
+            _ => return None,
+        },
+        _ => return None,
+    };
+    if known + 1 < length {
+        return None;
+    }
+    // MOV to CR ignores ModRM.mod; REX.B extends rm.
+    let operand = modrm.map_or(Gpr::Rax, |m| Gpr::from_index(m & 7 | (rex & 1) << 3));
+    Some((at as u8 + length as u8, operand))
+}
+
+/// What [`measure`] would find if the instruction had no prefixes: for when it cannot be read.
+#[must_use]
+pub const fn shortest(code: u32) -> u8 {
+    match code {
+        exit_code::HLT => 1,
+        exit_code::VMMCALL | exit_code::RDTSCP | exit_code::XSETBV | exit_code::CR0_READ..=exit_code::CR15_WRITE => 3,
+        _ => 2,
+    }
+}
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

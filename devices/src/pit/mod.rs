@@ -1,0 +1,240 @@
+//! The 8254 programmable interval timer, and port 0x61 with its gate and output.
+//!
+//! Intel 8254 data sheet, 231164-005 (1993); Intel ICH9 data sheet, 316972-004, 5.7, 13.3 and 13.7.1.
+//!
+//! Counter 0 drives the interrupt line. Only its rising edges matter to anybody (the input of the 8259A and of the IOAPIC is
+//! edge-triggered, and the 8259A wants it high until the acknowledge), so in the periodic modes the line falls only right before it
+//! rises again: half the deadlines, and a guest that is slow to look finds its interrupt. What the guest reads of OUT is exact.
+
+mod channel;
+mod spec;
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    Line, PortDevice, TimedDevice,
+    ports::{read_bytes, write_bytes},
+    ticks::TickClock,
+};
+pub use channel::{Bytes, Channel, Counting, Mode};
+use serde::{Deserialize, Serialize};
+use spec::{CLOCK_HZ, Port61, REFRESH_TICKS, control, read_back};
+use x86defs::{Time, Width};
+
+/// Where the counters' four ports (0x40 to 0x43) and port 0x61 are in the [`PortDevice`]'s offsets. They are not adjacent on the
+/// bus, so whoever maps them adds these.
+pub const COUNTERS_OFFSET: u16 = 0;
+pub const PORT_61_OFFSET: u16 = 4;
+const CONTROL_OFFSET: u16 = 3;
+const PORTS: u16 = 5;
+
+/// The timer.
+pub struct Pit {
+    channels: [Channel; 3],
+    port_61: Port61,
+    line: Line,
+    clock: TickClock,
+    /// The CLK pulse up to which counter 0's edges have gone to the line.
+    handled: u64,
+    missed: u64,
+    deadline: Option<Time>,
+}
+
+/// What a [`Pit`] saves. Pulses are counted from [`Time`] 0.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PitState {
+    pub channels: [Channel; 3],
+    pub port_61: u8,
+    pub handled: u64,
+    pub missed: u64,
+    pub line: bool,
+}
+
+impl Pit {
+    /// A timer that nobody has programmed yet: all outputs are low. `line` is counter 0's OUT.
+    #[must_use]
+    pub fn new(line: Line) -> Self {
+        Self {
+            channels: [Channel::new(true), Channel::new(true), Channel::new(false)],
+            port_61: Port61::empty(),
+            line,
+            clock: TickClock::new(CLOCK_HZ),
+            handled: 0,
+            missed: 0,
+            deadline: None,
+        }
+    }
+
+    /// Periods of counter 0 that had no interrupt of their own, because the host was late. Only ever grows.
+    #[must_use]
+    pub fn missed(&self) -> u64 {
+        self.missed
+    }
+
+    /// Whether the speaker is on: counter 2's OUT goes to it.
+    #[must_use]
+    pub fn speaker(&self) -> bool {
+        self.port_61.contains(Port61::SPEAKER)
+    }
+
+    fn tick(&self, now: Time) -> u64 {
+        self.clock.ticks(now).max(self.handled)
+    }
+
+    /// Lets counter 0's edges up to `tick` reach the line. Several at once are one edge; the others are counted.
+    fn catch_up(&mut self, tick: u64) {
+        let [timer, ..] = &mut self.channels;
+        let mut edges = 0;
+        if let Some(load) = timer.due_load(tick) {
+            edges = timer.rising_edges(self.handled, load);
+            timer.sync(load);
+            self.handled = load.max(self.handled);
+        }
+        edges += timer.rising_edges(self.handled, tick);
+        self.handled = tick;
+        if edges > 0 {
+            self.line.set(false);
+            self.line.set(true);
+            self.missed = self.missed.wrapping_add(edges - 1);
+        }
+    }
+
+    fn update_deadline(&mut self) {
+        let [timer, ..] = &self.channels;
+        self.deadline = timer.next_edge(self.handled).and_then(|tick| self.clock.time_of(tick));
+    }
+
+    /// Does something to counter 0 that may change OUT at once.
+    fn touch_timer(&mut self, tick: u64, touch: impl FnOnce(&mut Channel)) {
+        self.catch_up(tick);
+        let [timer, ..] = &mut self.channels;
+        let before = timer.out(tick);
+        touch(timer);
+        let after = timer.out(tick);
+        if before != after {
+            self.line.set(before);
+            self.line.set(after);
+        }
+        self.update_deadline();
+    }
+
+    fn write_channel(&mut self, index: usize, tick: u64, touch: impl FnOnce(&mut Channel)) {
+        if index == 0 {
+            self.touch_timer(tick, touch);
+        } else if let Some(channel) = self.channels.get_mut(index) {
+            touch(channel);
+        }
+    }
+
+    fn write_control(&mut self, tick: u64, word: u8) {
+        let select = word >> control::SELECT_SHIFT;
+        if select == control::SELECT_READ_BACK {
+            for (i, channel) in self.channels.iter_mut().enumerate() {
+                if word >> read_back::COUNTERS_SHIFT >> i & 1 == 0 {
+                    continue;
+                }
+                if word & read_back::NO_COUNT == 0 {
+                    channel.latch_count(tick);
+                }
+                if word & read_back::NO_STATUS == 0 {
+                    channel.latch_status(tick);
+                }
+            }
+        } else if word >> control::ACCESS_SHIFT & control::ACCESS == 0 {
+            if let Some(channel) = self.channels.get_mut(usize::from(select)) {
+                channel.latch_count(tick);
+            }
+        } else {
+            self.write_channel(select.into(), tick, |channel| channel.set_mode(tick, word));
+        }
+    }
+
+    fn read_port_61(&mut self, tick: u64) -> u8 {
+        let [.., speaker] = &mut self.channels;
+        speaker.sync(tick);
+        let mut value = self.port_61;
+        value.set(Port61::OUT_2, speaker.out(tick));
+        value.set(Port61::REFRESH, tick / REFRESH_TICKS & 1 != 0);
+        value.bits()
+    }
+
+    fn read(&mut self, tick: u64, offset: u16) -> u8 {
+        match offset {
+            PORT_61_OFFSET => self.read_port_61(tick),
+            0..CONTROL_OFFSET => self.channels.get_mut(usize::from(offset)).map_or(0xff, |channel| channel.read(tick)),
+            // The control word cannot be read.
+            _ => 0xff,
+        }
+    }
+
+    fn write(&mut self, tick: u64, offset: u16, value: u8) {
+        match offset {
+            PORT_61_OFFSET => {
+                self.port_61 = Port61::from_bits_truncate(value) & Port61::WRITABLE;
+                let [.., speaker] = &mut self.channels;
+                speaker.set_gate(tick, self.port_61.contains(Port61::GATE_2));
+            }
+            CONTROL_OFFSET => self.write_control(tick, value),
+            _ => self.write_channel(offset.into(), tick, |channel| channel.write(tick, value)),
+        }
+    }
+
+    #[must_use]
+    pub fn save(&self) -> PitState {
+        let Self { channels, port_61, line, clock: _, handled, missed, deadline: _ } = self;
+        PitState {
+            channels: channels.clone(),
+            port_61: port_61.bits(),
+            handled: *handled,
+            missed: *missed,
+            line: line.level(),
+        }
+    }
+
+    pub fn restore(&mut self, state: &PitState) {
+        let PitState { channels, port_61, handled, missed, line } = state;
+        for (channel, state) in self.channels.iter_mut().zip(channels) {
+            *channel = Channel::restored(state);
+        }
+        self.port_61 = Port61::from_bits_truncate(*port_61) & Port61::WRITABLE;
+        self.handled = *handled;
+        self.missed = *missed;
+        self.line.set(*line);
+        self.update_deadline();
+    }
+}
+
+/// The last offset of the bank of ports that `offset` is in, plus one.
+const fn bank_end(offset: u16) -> u16 {
+    if offset < PORT_61_OFFSET { PORT_61_OFFSET } else { PORTS }
+}
+
+impl PortDevice for Pit {
+    fn port_read(&mut self, now: Time, offset: u16, width: Width) -> u32 {
+        let tick = self.tick(now);
+        if tick != self.handled {
+            self.catch_up(tick);
+            self.update_deadline();
+        }
+        read_bytes(offset, width, bank_end(offset), |offset| self.read(tick, offset))
+    }
+
+    fn port_write(&mut self, now: Time, offset: u16, width: Width, value: u32) {
+        let tick = self.tick(now);
+        self.catch_up(tick);
+        write_bytes(offset, width, bank_end(offset), value, |offset, value| self.write(tick, offset, value));
+        self.update_deadline();
+    }
+}
+
+impl TimedDevice for Pit {
+    fn deadline(&self) -> Option<Time> {
+        self.deadline
+    }
+
+    fn advance(&mut self, now: Time) {
+        let tick = self.tick(now);
+        self.catch_up(tick);
+        self.update_deadline();
+    }
+}

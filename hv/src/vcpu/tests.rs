@@ -1,0 +1,240 @@
+//! The run loop on a scripted vCPU: each exit gets the right answer, events are handed over without loss.
+
+use super::{Activity, Context, CrashReason, Stop, VirtCpu};
+use crate::{
+    clock::Clock,
+    config,
+    console::Console,
+    run::Module,
+    testing::{FakePlatform, flat_protected_mode},
+    vm::{Blueprint, End, Vm},
+};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::{cell::Cell, sync::atomic::Ordering};
+use x86defs::{Access, ControlRegister, Exception, Exit, Gpa, Gpr, GuestMemory, GuestMemoryExt, Resume, Rflags, Vcpu, Width};
+
+/// A multiboot1 image by the a.out kludge: header at the start, loaded to 1 MiB.
+fn kernel() -> &'static [u8] {
+    let words: [u32; 8] =
+        [0x1bad_b002, 0x1_0000, 0u32.wrapping_sub(0x1bad_b002 + 0x1_0000), 0x10_0000, 0x10_0000, 0x10_1000, 0x10_2000, 0x10_0020];
+    let mut image: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    image.resize(0x1000, 0x90);
+    image.leak()
+}
+
+struct Rig {
+    platform: &'static FakePlatform,
+    vcpu: VirtCpu<FakePlatform>,
+    clock: Clock,
+    armed: Cell<u64>,
+}
+
+impl Rig {
+    fn new(script: &[Exit]) -> Self {
+        let platform: &'static FakePlatform = Box::leak(Box::new(FakePlatform::new()));
+        platform.scripts.lock().unwrap().push_back(script.to_vec());
+        let text = "name = \"g\"\ntype = \"hvm\"\nmemory = 4\nkernel = \"k\"\nisa_debug_exit = 0xf4\n";
+        let config = config::parse("g.cfg", text).unwrap();
+        let modules = [Module { name: "k", args: "", data: kernel() }];
+        let blueprint = Arc::new(Blueprint::new(config, &modules).unwrap());
+        let clock = Clock::new(platform.tsc.load(Ordering::Relaxed), 1_000_000_000);
+        let (_, mut vcpus) = Vm::build(platform, &clock, &Arc::new(Console::default()), &blueprint, 1).unwrap();
+        let mut vcpu = vcpus.remove(0);
+        vcpu.hw.state.rflags |= Rflags::IF.bits();
+        Self { platform, vcpu, clock, armed: Cell::new(u64::MAX) }
+    }
+
+    fn run(&mut self) -> Stop {
+        let cx = Context { platform: self.platform, clock: self.clock, armed: &self.armed };
+        self.vcpu.run(&cx)
+    }
+
+    /// Runs the script to its end (a triple fault) and gives the answers to its exits.
+    fn answers(&mut self) -> Vec<Resume> {
+        assert_eq!(self.run(), Stop::Crash(CrashReason::TripleFault));
+        self.vcpu.hw.resumes[1..].to_vec()
+    }
+
+    /// The local APIC in x2APIC mode, enabled.
+    fn enable_apic(&mut self) {
+        self.vcpu.apic.set_base_msr(0xfee0_0d00, 40).unwrap();
+        let cx = Context { platform: self.platform, clock: self.clock, armed: &self.armed };
+        assert_eq!(self.vcpu.msr_write(&cx, 0x80f, 0x1ff), Resume::Advance);
+    }
+}
+
+#[test]
+fn simple_exits_get_their_answers() {
+    let mut rig = Rig::new(&[
+        Exit::Cpuid { leaf: 0x4000_0000, subleaf: 0 },
+        Exit::MsrRead { index: 0x480 },
+        Exit::PortRead { port: 0x1234, width: Width::Word },
+        Exit::UndefinedInstruction,
+        Exit::CacheFlush,
+        Exit::ControlWrite { register: ControlRegister::Cr4, value: 1 << 13 },
+        Exit::Xsetbv { index: 0, value: 2 },
+        Exit::Rdpmc { index: 0 },
+        Exit::Exception(Exception::ac()),
+    ]);
+    let answers = rig.answers();
+    assert!(matches!(answers[0], Resume::Cpuid(r) if r.ebx == 0x4b4d_564b), "{answers:?}");
+    assert_eq!(
+        answers[1..],
+        [
+            Resume::Fault(Exception::GP),
+            Resume::PortRead(0xffff),
+            Resume::Fault(Exception::UD),
+            Resume::Advance,
+            Resume::Fault(Exception::GP),
+            Resume::Fault(Exception::GP),
+            Resume::Fault(Exception::GP),
+            Resume::Fault(Exception::ac()),
+        ]
+    );
+}
+
+#[test]
+fn guest_ends_itself() {
+    for (exits, end) in [
+        (&[Exit::PortWrite { port: 0xf4, width: Width::Byte, value: 0x10 }][..], End::DebugExit(33)),
+        (&[Exit::PortWrite { port: 0xcf9, width: Width::Byte, value: 6 }], End::Reboot),
+        (&[Exit::PortWrite { port: 0x64, width: Width::Byte, value: 0xfe }], End::Reboot),
+        (&[Exit::PortWrite { port: 0x604, width: Width::Word, value: 7 << 10 | 1 << 13 }], End::PowerOff),
+    ] {
+        assert_eq!(Rig::new(exits).run(), Stop::End(end), "{exits:?}");
+    }
+}
+
+#[test]
+fn guest_mistakes_end_the_guest_and_say_why() {
+    let at = Gpa(0xd000_0000);
+    let stop = Rig::new(&[Exit::Stage2Fault { gpa: at, access: Access::Execute }]).run();
+    assert_eq!(stop, Stop::Crash(CrashReason::ExecuteOutsideRam(at)));
+    let stop = Rig::new(&[Exit::Unknown { code: 77, info: 5 }]).run();
+    assert_eq!(stop, Stop::Crash(CrashReason::UnknownExit { code: 77, info: 5 }));
+}
+
+#[test]
+fn halt_sleeps_until_an_interrupt_and_completes_hlt_first() {
+    let mut rig = Rig::new(&[Exit::Hlt]);
+    rig.enable_apic();
+    assert_eq!(rig.run(), Stop::Halted);
+    assert_eq!(rig.vcpu.activity, Activity::Halted);
+    assert_eq!(rig.vcpu.hw.resumes.last(), Some(&Resume::Advance));
+    assert!(!rig.vcpu.wakes());
+    rig.vcpu.apic.post(0x55, false);
+    assert!(rig.vcpu.wakes());
+    rig.vcpu.hw.state.rflags &= !Rflags::IF.bits();
+    assert!(!rig.vcpu.wakes(), "an interrupt does not end HLT with IF clear");
+    rig.vcpu.apic.post_nmi();
+    assert!(rig.vcpu.wakes(), "an NMI does");
+}
+
+#[test]
+fn halt_with_a_pending_interrupt_does_not_sleep() {
+    let mut rig = Rig::new(&[Exit::Hlt]);
+    rig.enable_apic();
+    rig.vcpu.hw.interruptible = false;
+    rig.vcpu.apic.post(0x55, false);
+    rig.vcpu.hw.interruptible = false;
+    let _ = rig.answers();
+    assert!(rig.vcpu.hw.window, "a window was asked for");
+}
+
+#[test]
+fn an_interrupt_waits_for_the_window_and_is_not_lost() {
+    let mut rig = Rig::new(&[Exit::CacheFlush, Exit::InterruptWindow]);
+    rig.enable_apic();
+    rig.vcpu.hw.interruptible = false;
+    rig.vcpu.apic.post(0x55, false);
+    let _ = rig.answers();
+    assert_eq!(rig.vcpu.hw.interrupts, []);
+    assert!(rig.vcpu.hw.window);
+    rig.vcpu.hw.interruptible = true;
+    rig.vcpu.hw.script.push_back(Exit::CacheFlush);
+    let _ = rig.run();
+    assert_eq!(rig.vcpu.hw.interrupts, [0x55]);
+}
+
+#[test]
+fn two_interrupts_come_in_order_of_priority() {
+    let mut rig = Rig::new(&[]);
+    rig.enable_apic();
+    rig.vcpu.apic.post(0x41, false);
+    rig.vcpu.apic.post(0x91, false);
+    let _ = rig.run();
+    assert_eq!(rig.vcpu.hw.interrupts, [0x91]);
+    rig.vcpu.hw.interruptible = true;
+    let cx = Context { platform: rig.platform, clock: rig.clock, armed: &rig.armed };
+    assert_eq!(rig.vcpu.msr_write(&cx, 0x80b, 0), Resume::Advance);
+    let _ = rig.run();
+    assert_eq!(rig.vcpu.hw.interrupts, [0x91, 0x41]);
+}
+
+#[test]
+fn nmi_is_injected_once() {
+    let mut rig = Rig::new(&[Exit::CacheFlush]);
+    rig.vcpu.apic.post_nmi();
+    let _ = rig.answers();
+    assert_eq!(rig.vcpu.hw.nmis, 1);
+}
+
+#[test]
+fn timer_write_arms_the_host_timer() {
+    let mut rig = Rig::new(&[
+        Exit::MsrWrite { index: 0x83e, value: 0xb },
+        Exit::MsrWrite { index: 0x832, value: 0x40 },
+        Exit::MsrWrite { index: 0x838, value: 5000 },
+    ]);
+    rig.enable_apic();
+    let _ = rig.answers();
+    let armed = rig.platform.timer.load(Ordering::Relaxed);
+    assert!((6000..6010).contains(&armed), "host timer at {armed}");
+    // It fires: the vector is pending.
+    rig.vcpu.vm.advance(rig.clock.at(armed));
+    assert!(rig.vcpu.wakes() && rig.vcpu.apic.highest_pending() == Some(0x40));
+}
+
+#[test]
+fn device_memory_goes_through_the_emulator() {
+    let mut rig = Rig::new(&[Exit::Stage2Fault { gpa: Gpa(0xfee0_0030), access: Access::Read }]);
+    flat_protected_mode(&mut rig.vcpu.hw, 0x10_0000);
+    // mov eax, [0xfee00030]
+    rig.vcpu.vm.memory.write(Gpa(0x10_0000), &[0xa1, 0x30, 0x00, 0xe0, 0xfe]).unwrap();
+    let answers = rig.answers();
+    assert!(matches!(answers[0], Resume::Emulated { rip: 0x10_0005, .. }), "{answers:?}");
+    assert_eq!(rig.vcpu.hw.gprs()[Gpr::Rax] & 0xf0, 0x10, "an integrated APIC's version");
+}
+
+#[test]
+fn an_instruction_nobody_knows_is_named() {
+    let mut rig = Rig::new(&[Exit::Stage2Fault { gpa: Gpa(0xfee0_0030), access: Access::Read }]);
+    flat_protected_mode(&mut rig.vcpu.hw, 0x10_0000);
+    // fld dword [0xfee00030]
+    let fld = [0xd9, 0x05, 0x30, 0x00, 0xe0, 0xfe];
+    rig.vcpu.vm.memory.write(Gpa(0x10_0000), &fld).unwrap();
+    match rig.run() {
+        Stop::Crash(reason @ CrashReason::Unemulated { rip: 0x10_0000, .. }) => {
+            let text = alloc::format!("{reason}");
+            assert!(text.contains("d9 05 30"), "{text}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn serial_output_reaches_the_console() {
+    let exits: Vec<Exit> =
+        b"hello".iter().map(|&b| Exit::PortWrite { port: 0x3f8, width: Width::Byte, value: b.into() }).collect();
+    let mut rig = Rig::new(&exits);
+    let _ = rig.answers();
+    rig.vcpu.vm.finish_output(rig.platform);
+    let shown = rig.platform.output.lock().unwrap().clone();
+    assert!(shown.windows(5).any(|w| w == b"hello"), "{:?}", core::str::from_utf8(&shown));
+}
+
+#[test]
+fn guest_memory_is_all_there() {
+    let rig = Rig::new(&[]);
+    assert_eq!(rig.vcpu.vm.memory.size(), (4 << 20) - (128 << 10));
+}

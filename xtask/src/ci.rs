@@ -1,0 +1,48 @@
+//! `cargo xtask ci`: everything that must hold before a change is taken.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    bench::{self, BenchArguments},
+    test::{self, TestArguments},
+    tidy,
+    tools::{self, Consent},
+    workspace::{BARE_PACKAGES, BARE_TARGET, Workspace},
+};
+
+pub fn run(workspace: &Workspace, consent: Consent) -> Result<u8> {
+    tools::need_bare_target()?;
+    let mut failed = Vec::new();
+    let mut step = |name: &'static str, result: Result<()>| {
+        println!("{:<4} {name}", if result.is_ok() { "ok" } else { "FAIL" });
+        if let Err(error) = result {
+            println!("    {error:#}");
+            failed.push(name);
+        }
+    };
+    step("fmt", cargo(workspace.cargo().args(["fmt", "--all", "--check"])));
+    step("clippy-host", cargo(workspace.cargo().args(["clippy", "--all-targets", "--", "-D", "warnings"])));
+    let mut bare = workspace.cargo_bare();
+    bare.args(["clippy", "--release", "--target", BARE_TARGET]);
+    for package in BARE_PACKAGES {
+        bare.args(["--package", package]);
+    }
+    step("clippy-bare", cargo(bare.args(["--", "-D", "warnings"])));
+    step("tidy", tidy::run(workspace));
+    let tally = test::run_tests(workspace, &TestArguments::default(), consent)?.context("the tests were only listed")?;
+    step("bench", bench::run(workspace, &BenchArguments::default(), consent));
+    if !failed.is_empty() {
+        println!("failed: {}", failed.join(", "));
+    }
+    let all = test::Tally { passed: tally.passed, failed: tally.failed + failed.len() };
+    println!("{all}");
+    Ok(all.status())
+}
+
+fn cargo(command: &mut Command) -> Result<()> {
+    let status = command.status().context("cannot run cargo")?;
+    ensure!(status.success(), "cargo {} failed", command.get_args().next().unwrap_or_default().display());
+    Ok(())
+}
