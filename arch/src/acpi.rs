@@ -376,11 +376,7 @@ impl PlatformRegister {
 }
 
 fn mapped(address: Hpa, bytes: u32) -> *mut u8 {
-    if mm::is_mapped(address) {
-        direct::to_virt(address)
-    } else {
-        mm::map_mmio(address, u64::from(bytes), MemoryType::Uncached)
-    }
+    if mm::is_mapped(address) { direct::to_virt(address) } else { mm::map_mmio(address, u64::from(bytes), MemoryType::Uncached) }
 }
 
 #[cfg(test)]

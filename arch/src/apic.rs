@@ -317,10 +317,8 @@ fn isa_route(irq: u8, overrides: &[InterruptOverride], vector: u8) -> (u32, u32)
 pub fn route_isa(irq: u8, overrides: &[InterruptOverride], vector: u8) -> Result<(), NoIoApicFor> {
     let (gsi, entry) = isa_route(irq, overrides, vector);
     let io_apics = IO_APICS.lock();
-    let io_apic = io_apics
-        .iter()
-        .find(|i| gsi.checked_sub(i.gsi_base).is_some_and(|pin| pin < i.pins))
-        .ok_or(NoIoApicFor { gsi })?;
+    let io_apic =
+        io_apics.iter().find(|i| gsi.checked_sub(i.gsi_base).is_some_and(|pin| pin < i.pins)).ok_or(NoIoApicFor { gsi })?;
     let index = 0x10 + 2 * (gsi - io_apic.gsi_base);
     io_apic.write(index, PIN_MASKED);
     // Physical destination mode has eight bits; the boot CPU's ID practically always fits, being the lowest.

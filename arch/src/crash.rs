@@ -72,11 +72,34 @@ pub fn die(message: fmt::Arguments<'_>, frame: Option<&TrapFrame>) -> ! {
     registers(frame);
     note(format_args!("Call trace:"));
     note(format_args!("  {}", Address(frame.rip)));
-    for address in Backtrace::from_frame(frame.rbp).take(40) {
-        // A return address is behind its call, perhaps already in the next function.
-        note(format_args!("  {}", Address(address.wrapping_sub(1))));
-    }
+    trace(frame.rbp);
     end();
+}
+
+/// Ends for a reason that lies in the machine or its configuration: no registers, no call chain.
+pub fn refuse(message: fmt::Arguments<'_>) -> ! {
+    console::write_sync(b"\r\n");
+    note(format_args!("PANIC: {message}"));
+    end();
+}
+
+/// Prints the call chain that starts at a frame pointer; what repeats itself, once.
+fn trace(frame: u64) {
+    let mut chain = Backtrace::from_frame(frame).peekable();
+    for _ in 0..40 {
+        let Some(address) = chain.next() else { return };
+        let mut again = 0;
+        while chain.next_if_eq(&address).is_some() {
+            again += 1;
+        }
+        // A return address is behind its call, perhaps already in the next function.
+        let address = Address(address.wrapping_sub(1));
+        match again {
+            0 => note(format_args!("  {address}")),
+            _ => note(format_args!("  {address}, and {again} times more")),
+        }
+    }
+    note(format_args!("  ..."));
 }
 
 fn registers(f: &TrapFrame) {

@@ -207,7 +207,8 @@ impl<'a> BootInformation<'a> {
             let body = self.tags(tag::ELF_SECTIONS).next()?;
             let (count, size) = (u32_at(body, 0)? as usize, u32_at(body, 4)? as usize);
             let headers = body.get(12..)?;
-            (size >= 64 && count.checked_mul(size)? <= headers.len()).then(|| Sections { headers: &headers[..count * size], size })
+            (size >= 64 && count.checked_mul(size)? <= headers.len())
+                .then(|| Sections { headers: &headers[..count * size], size })
         };
         parse().unwrap_or(Sections { headers: &[], size: 64 })
     }
@@ -266,7 +267,6 @@ pub fn split_name(command_line: &str) -> (&str, &str) {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,7 +312,9 @@ mod tests {
     #[test]
     fn memory_map_with_longer_entries() {
         let mut body = [28u32.to_le_bytes(), [0; 4]].concat();
-        for (start, length, kind) in [(0u64, 0x9_fc00u64, 1u32), (0x10_0000, 0, 1), (u64::MAX - 5, 10, 1), (0x7fe_0000, 0x1000, 3), (5, 5, 77)] {
+        for (start, length, kind) in
+            [(0u64, 0x9_fc00u64, 1u32), (0x10_0000, 0, 1), (u64::MAX - 5, 10, 1), (0x7fe_0000, 0x1000, 3), (5, 5, 77)]
+        {
             body.extend(start.to_le_bytes());
             body.extend(length.to_le_bytes());
             body.extend(kind.to_le_bytes());

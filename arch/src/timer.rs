@@ -2,6 +2,7 @@
 
 use crate::apic::{self, Register, vectors};
 use crate::cpu::{cr, msr, percpu, trap};
+use crate::tsc;
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Once;
 use x86defs::{Rate, msr::IA32_TSC_DEADLINE};
@@ -76,26 +77,22 @@ pub fn init_cpu() {
     }
 }
 
-/// The bus clock in Hz: the middle one of three counts over 5 ms.
+/// The bus clock in Hz: the middle one of three counts over 10 ms.
 fn measure_bus(tsc_hz: u64) -> u64 {
     apic::write(Register::TimerDivide, DIVIDE_BY_1);
     apic::write(Register::LvtTimer, LVT_MASKED);
     let mut results = [0; 3];
     for result in &mut results {
         apic::write(Register::TimerInitial, u32::MAX);
-        let start = cr::tsc();
-        let first = apic::read(Register::TimerCurrent);
-        let mut now = cr::tsc();
-        while now.wrapping_sub(start) < tsc_hz / 200 {
+        let count = || u64::from(apic::read(Register::TimerCurrent));
+        let (tsc_0, count_0) = tsc::sample(count);
+        while cr::tsc() - tsc_0 < tsc_hz / 100 {
             crate::cpu::relax();
-            now = cr::tsc();
         }
-        let last = apic::read(Register::TimerCurrent);
-        let end = cr::tsc();
-        // Both readings lie somewhere between two readings of the TSC; take the middle.
-        let ticks = u128::from(first.wrapping_sub(last));
-        let span = u128::from((end - start + (now - start)) / 2).max(1);
-        *result = (ticks * u128::from(tsc_hz) / span) as u64;
+        let (tsc_1, count_1) = tsc::sample(count);
+        // It counts down.
+        let ticks = u128::from(count_0.saturating_sub(count_1));
+        *result = (ticks * u128::from(tsc_hz) / u128::from(tsc_1 - tsc_0)) as u64;
     }
     apic::write(Register::TimerInitial, 0);
     results.sort_unstable();
@@ -146,6 +143,7 @@ fn interrupt() {
         state.armed.store(0, Ordering::Relaxed);
     }
     crate::console::poll();
+    trap::report_nmis();
 }
 
 #[cfg(test)]

@@ -171,12 +171,12 @@ impl Reference for Pit {
     }
 }
 
-/// One reading of both counters: the best of a few, since an SMI or the host below us may come in between.
-fn sample(reference: &impl Reference) -> (u64, u64) {
+/// One reading of the TSC and of another counter: the best of a few, since an SMI or the host below us may come in between.
+pub(crate) fn sample(read: impl Fn() -> u64) -> (u64, u64) {
     let mut best = (u64::MAX, 0, 0);
     for _ in 0..8 {
         let before = now();
-        let count = reference.read();
+        let count = read();
         let gap = now() - before;
         if gap < best.0 {
             best = (gap, before + gap / 2, count);
@@ -185,33 +185,44 @@ fn sample(reference: &impl Reference) -> (u64, u64) {
     (best.1, best.2)
 }
 
-/// TSC ticks a second by one window of about 20 ms; `None` if the reference does not count.
-fn measure(reference: &impl Reference) -> Option<u64> {
+/// Windows of a measurement, of about 20 ms each.
+const WINDOWS: usize = 3;
+
+/// TSC ticks a second; `None` if the reference does not count.
+fn measure<R: Reference>(reference: &R) -> Option<(u64, Source)> {
     let wanted = reference.hz() / 50;
-    let (tsc_0, count_0) = sample(reference);
-    let elapsed = |count: u64| count.wrapping_sub(count_0) & reference.mask();
-    // A read takes about a microsecond at least on hardware, and many instructions in an emulator: a counter at rest is noticed.
-    let mut reads = 0u32;
-    while elapsed(reference.read()) < wanted {
-        reads += 1;
-        if reads == 1000 && elapsed(reference.read()) == 0 || reads == 10_000_000 {
-            return None;
+    let mut results = [0; WINDOWS];
+    let (mut ticks, mut counts) = (0, 0);
+    let (mut tsc_0, mut count_0) = sample(|| reference.read());
+    for result in &mut results {
+        let elapsed = |count: u64| count.wrapping_sub(count_0) & reference.mask();
+        // A read takes about a microsecond at least on hardware, and many instructions in an emulator: a counter at rest is noticed.
+        let mut reads = 0u32;
+        while elapsed(reference.read()) < wanted {
+            reads += 1;
+            if reads == 1000 && elapsed(reference.read()) == 0 || reads == 10_000_000 {
+                return None;
+            }
+            relax();
         }
-        relax();
+        let (tsc_1, count_1) = sample(|| reference.read());
+        let (t, c) = (tsc_1 - tsc_0, elapsed(count_1));
+        *result = frequency(t, c, reference.hz());
+        (ticks, counts) = (ticks + t, counts + c);
+        (tsc_0, count_0) = (tsc_1, count_1);
     }
-    let (tsc_1, count_1) = sample(reference);
-    Some(frequency(tsc_1 - tsc_0, elapsed(count_1), reference.hz()))
+    Some((combine(results, frequency(ticks, counts, reference.hz())), R::SOURCE))
+}
+
+/// All windows together are the most precise, unless one of them is off: then the middle one.
+fn combine(mut windows: [u64; WINDOWS], whole: u64) -> u64 {
+    windows.sort_unstable();
+    let middle = windows[WINDOWS / 2];
+    if whole.abs_diff(middle) <= middle / 2000 { whole } else { middle }
 }
 
 fn frequency(ticks: u64, counts: u64, hz: u64) -> u64 {
     (u128::from(ticks) * u128::from(hz) / u128::from(counts.max(1))) as u64
-}
-
-/// The middle one of three windows.
-fn measure_thrice<R: Reference>(reference: &R) -> Option<(u64, Source)> {
-    let mut results = [measure(reference)?, measure(reference)?, measure(reference)?];
-    results.sort_unstable();
-    Some((results[1], R::SOURCE))
 }
 
 /// What CPUID says of the TSC's frequency: (leaf, Hz).
@@ -258,9 +269,9 @@ pub fn calibrate(platform: &Platform) -> Result<Calibration, NoClock> {
     let measured = platform
         .fixed
         .pm_timer
-        .and_then(|t| measure_thrice(&Pm(t)))
-        .or_else(|| measure_thrice(&Hpet::new(platform.hpet?)?))
-        .or_else(|| measure_thrice(&Pit::new()));
+        .and_then(|t| measure(&Pm(t)))
+        .or_else(|| measure(&Hpet::new(platform.hpet?)?))
+        .or_else(|| measure(&Pit::new()));
     let calibration = settle(by_cpuid(), measured)?;
     HZ.store(calibration.hz, Ordering::Relaxed);
     Ok(calibration)
@@ -282,6 +293,12 @@ mod tests {
         assert_eq!(settle(None, None), Err(NoClock));
     }
 
+    #[test]
+    fn a_window_that_is_off_does_not_count() {
+        assert_eq!(combine([1_000_010_000, 999_990_000, 1_000_000_500], 1_000_000_300), 1_000_000_300);
+        assert_eq!(combine([1_000_010_000, 999_990_000, 1_300_000_000], 1_100_000_000), 1_000_010_000);
+    }
+
     /// Counts one tick for each TSC tick divided by `divide`, or not at all.
     struct Fake {
         divide: u64,
@@ -297,13 +314,13 @@ mod tests {
             0xffff
         }
         fn read(&self) -> u64 {
-            if self.divide == 0 { 5 } else { (now() - self.start.get()) / self.divide & self.mask() }
+            (now() - self.start.get()).checked_div(self.divide).map_or(5, |count| count & self.mask())
         }
     }
 
     #[test]
     fn a_counter_is_measured_and_one_at_rest_is_noticed() {
-        let hz = measure(&Fake { divide: 1000, start: Cell::new(now()) }).unwrap();
+        let (hz, _) = measure(&Fake { divide: 1000, start: Cell::new(now()) }).unwrap();
         assert!(hz.abs_diff(1_000_000_000) < 10_000_000, "{hz}");
         assert_eq!(measure(&Fake { divide: 0, start: Cell::new(0) }), None);
     }

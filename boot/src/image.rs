@@ -15,7 +15,8 @@ unsafe extern "C" {
 /// The parts with their rights. None is both writable and executable.
 pub fn sections() -> [Section; 3] {
     let [text, rodata, data, end] =
-        [&raw const bulkhead_text, &raw const bulkhead_rodata, &raw const bulkhead_data, &raw const bulkhead_end].map(|s| s as u64);
+        [&raw const bulkhead_text, &raw const bulkhead_rodata, &raw const bulkhead_data, &raw const bulkhead_end]
+            .map(|s| s as u64);
     [
         Section { start: text, end: rodata, rights: Rights::READ.union(Rights::EXECUTE) },
         Section { start: rodata, end: data, rights: Rights::READ },

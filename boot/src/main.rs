@@ -12,6 +12,7 @@ mod image;
 mod options;
 mod report;
 mod start;
+mod vendor;
 
 use arch::mm::heap::Heap;
 

@@ -46,8 +46,12 @@ impl core::fmt::Display for Names<'_> {
     }
 }
 
-pub fn memory() {
-    always!("Memory: {} MiB, of which {} MiB are free for guests", frames::total_bytes() >> 20, frames::free_bytes() >> 20);
+/// `ram`: bytes of RAM by the loader's memory map.
+pub fn memory(ram: u64, limit: Option<u64>) {
+    always!("Memory: {} MiB of RAM, {} MiB free for guests", ram >> 20, frames::free_bytes() >> 20);
+    if let Some(limit) = limit {
+        info!("Memory: RAM at and above {limit:#x} is not used (mem=)");
+    }
 }
 
 pub fn modules(modules: &[hv::Module]) {

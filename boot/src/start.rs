@@ -51,18 +51,18 @@ unsafe fn view(range: Range) -> &'static [u8] {
 /// Reads the boot information where the loader put it.
 fn boot_information(address: u64) -> (BootInformation<'static>, Range) {
     if address == 0 || !address.is_multiple_of(8) {
-        crash::die(format_args!("the boot loader's information is at {address:#x}, which cannot be"), None);
+        crash::refuse(format_args!("the boot loader's information is at {address:#x}, which cannot be"));
     }
     // SAFETY: the loader's information starts with its size; the early direct map reaches it.
     let size = unsafe { direct::to_virt(Hpa(address)).cast::<u32>().read_unaligned() };
     if size > multiboot::MAX_SIZE {
-        crash::die(format_args!("the boot loader's information claims to have {size} bytes"), None);
+        crash::refuse(format_args!("the boot loader's information claims to have {size} bytes"));
     }
     let range = Range::new(address, address + u64::from(size));
     // SAFETY: the loader's own structure, which is reserved below.
     match BootInformation::new(unsafe { view(range) }) {
         Ok(information) => (information, range),
-        Err(malformed) => crash::die(format_args!("the boot loader's information is malformed: {malformed:?}"), None),
+        Err(malformed) => crash::refuse(format_args!("the boot loader's information is malformed: {malformed:?}")),
     }
 }
 
@@ -106,7 +106,7 @@ pub unsafe fn start(boot_information_at: u64, offset: u64) -> ! {
     }
     report::display(display);
     report::cpu(&cpu_features);
-    report::memory();
+    report::memory(usable(information).map(|range| range.size()).sum(), options.mem);
 
     let platform = read_acpi(information);
     power::init(&platform);
@@ -125,31 +125,40 @@ pub unsafe fn start(boot_information_at: u64, offset: u64) -> ! {
     if let Some(test) = crash_test {
         crash_now(test);
     }
-    run(hv::BootInfo { options, modules, version: crate::VERSION })
+    crate::vendor::run(&hv::BootInfo { options, modules, version: crate::VERSION })
+}
+
+/// RAM that is free as far as the loader knows.
+fn usable(information: BootInformation<'static>) -> impl Iterator<Item = Range> + Clone {
+    information.memory_map().filter(|m| m.kind == MemoryKind::Available).map(|m| m.range)
 }
 
 /// Frame allocator, final page tables, and the memory above 4 GiB.
 fn set_up_memory(information: BootInformation<'static>, reserved: &[Range], features: &features::Features, limit: Option<u64>) {
-    let usable = || information.memory_map().filter(|m| m.kind == MemoryKind::Available).map(|m| m.range);
+    let usable = || usable(information);
     // SAFETY: the memory map's available memory less what the loader filled is nobody's; the early direct map reaches 4 GiB.
     if let Err(error) = unsafe { frames::init(usable(), reserved, limit) } {
         match error {
             frames::InitError::NoMemory => {
-                crash::die(format_args!("the boot loader's memory map has no usable memory (or mem= leaves none)"), None)
+                crash::refuse(format_args!("the boot loader's memory map has no usable memory (or mem= leaves none)"))
             }
             frames::InitError::NoRoomForBitmap(bytes) => {
-                crash::die(format_args!("no {bytes} bytes of memory in one piece below 4 GiB for the frame allocator"), None)
+                crash::refuse(format_args!("no {bytes} bytes of memory in one piece below 4 GiB for the frame allocator"))
             }
         }
     }
-    let mut ram: Vec<Range> =
-        information.memory_map().filter(|m| m.kind != MemoryKind::Reserved).map(|m| m.range).filter(|r| r.end <= direct::SIZE).collect();
+    let mut ram: Vec<Range> = information
+        .memory_map()
+        .filter(|m| m.kind != MemoryKind::Reserved)
+        .map(|m| m.range)
+        .filter(|r| r.end <= direct::SIZE)
+        .collect();
     // The loader's own structures may lie in memory that its map calls something else.
     ram.extend_from_slice(reserved);
     let guards = stack::guards().map(|(guard, _)| guard);
     // SAFETY: once, after the frame allocator; the sections cover the image, and we run on the boot stack in it.
     if let Err(error) = unsafe { mm::init(&mut ram, &image::sections(), &guards, features.largest_page()) } {
-        crash::die(format_args!("cannot build the host's page tables: {error:?}"), None);
+        crash::refuse(format_args!("cannot build the host's page tables: {error:?}"));
     }
     // SAFETY: as for `init`; the final direct map reaches all RAM.
     unsafe { frames::init_high(usable(), reserved, limit) };
@@ -182,7 +191,7 @@ fn set_up_time(platform: &acpi::Platform, features: &features::Features, origin:
     let calibration = match tsc::calibrate(platform) {
         Ok(calibration) => calibration,
         Err(tsc::NoClock) => {
-            crash::die(format_args!("no clock to measure the TSC with: PM timer, HPET and PIT all stand still"), None)
+            crash::refuse(format_args!("no clock to measure the TSC with: PM timer, HPET and PIT all stand still"))
         }
     };
     let mhz = |hz: u64| (hz / 1_000_000, hz / 1000 % 1000);
@@ -244,13 +253,4 @@ fn overflow(depth: u64) -> u64 {
     let room = core::hint::black_box([depth; 64]);
     let deeper = if depth == u64::MAX { 0 } else { overflow(depth + 1) };
     deeper + room[depth as usize % 64]
-}
-
-/// Picks the vendor and runs the guests.
-fn run(boot: hv::BootInfo) -> ! {
-    let _ = (boot, cpu::cpuid(0, 0));
-    always!("no guests");
-    loop {
-        cpu::wait_for_interrupt();
-    }
 }

@@ -11,11 +11,15 @@ extern crate alloc;
 extern crate std;
 
 pub mod interim;
+pub mod interrupt;
+pub mod lapic;
 mod line;
 pub mod pic;
-#[allow(dead_code)]
-mod ticks;
+pub mod pit;
 mod ports;
+pub mod rtc;
+mod ticks;
+pub mod uart;
 
 pub use line::{Line, LineSink};
 pub use x86defs::{Duration, Rate, Time, Width};

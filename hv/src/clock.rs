@@ -19,6 +19,12 @@ impl Clock {
         Self { origin, to_ns: Rate::new(tsc_hz, 1_000_000_000), to_tsc: Rate::new(1_000_000_000, tsc_hz), tsc_hz }
     }
 
+    /// The host TSC value at time 0.
+    #[must_use]
+    pub const fn origin(&self) -> u64 {
+        self.origin
+    }
+
     /// The time at host TSC value `tsc`; zero for values before the origin.
     #[inline]
     #[must_use]

@@ -293,8 +293,8 @@ impl Platform for FakePlatform {
     fn tsc_hz(&self) -> u64 {
         1_000_000_000
     }
-    fn wall_clock_at_start(&self) -> u64 {
-        1_700_000_000
+    fn wall_clock_ms(&self, tsc: u64) -> u64 {
+        1_700_000_000_000 + tsc / 1_000_000
     }
     fn set_timer(&self, deadline: Option<u64>) {
         self.timer.store(deadline.unwrap_or(u64::MAX), Ordering::Relaxed);

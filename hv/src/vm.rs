@@ -122,7 +122,7 @@ impl<P: Platform> Vm<P> {
             &BoardConfig {
                 ram_below_4g: ranges.iter().map(|r| r.end().0).filter(|&end| end <= layout::ABOVE_4G).max().unwrap_or(0),
                 ram_above_4g: ranges.iter().filter(|r| r.gpa.0 >= layout::ABOVE_4G).map(|r| r.size).sum(),
-                wall_clock: platform.wall_clock_at_start() + now.0 / 1_000_000_000,
+                wall_clock: platform.wall_clock_ms(clock.origin()) / 1000,
                 debug_exit: config.isa_debug_exit,
             },
             apics.clone(),

@@ -169,6 +169,14 @@ mod tests {
     }
 
     #[test]
+    fn kvm_is_asked_in_its_own_layout() {
+        assert_eq!((size_of::<CpuidEntry>(), std::mem::offset_of!(CpuidList, entries)), (40, 8));
+        let Ok(kvm) = File::options().read(true).write(true).open("/dev/kvm") else { return };
+        let leaves = supported_cpuid(&kvm).unwrap();
+        assert!(leaves.iter().any(|l| l.function == 0 && l.eax >= 1), "{leaves:?}");
+    }
+
+    #[test]
     fn the_feature_bits_decide() {
         let entry = |function, ecx| CpuidEntry { function, ecx, ..CpuidEntry::default() };
         assert!(offers(&[entry(1, 1 << 5)], Vendor::Intel) && !offers(&[entry(1, 1 << 5)], Vendor::Amd));

@@ -8,6 +8,7 @@ use runner::{
 };
 
 use crate::{
+    progress::{Spinner, say},
     run::VendorArgument,
     test,
     tools::{self, Consent},
@@ -70,10 +71,10 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments, consent: Consent) 
     for vendor in vendors {
         let accel = if vendor == Vendor::Amd { Accel::Tcg } else { Accel::Bochs };
         let spec = Spec { clock: Clock::Instructions, ..Spec::new(accel, vendor) };
-        let spinner = crate::debian::spinner(&format!("measuring {vendor} on {accel}"));
+        let spinner = Spinner::start(&format!("measuring {vendor} on {accel}"));
         let values = suite::bench(&assets, &spec)?;
-        spinner.finish_and_clear();
-        print!("{}", table(vendor, accel, &values));
+        drop(spinner);
+        say(table(vendor, accel, &values).trim_end());
     }
     Ok(())
 }

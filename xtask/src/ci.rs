@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     bench::{self, BenchArguments},
+    progress::say,
     test::{self, TestArguments},
     tidy,
     tools::{self, Consent},
@@ -16,9 +17,9 @@ pub fn run(workspace: &Workspace, consent: Consent) -> Result<u8> {
     tools::need_bare_target()?;
     let mut failed = Vec::new();
     let mut step = |name: &'static str, result: Result<()>| {
-        println!("{:<4} {name}", if result.is_ok() { "ok" } else { "FAIL" });
+        say(format_args!("{:<4} {name}", if result.is_ok() { "ok" } else { "FAIL" }));
         if let Err(error) = result {
-            println!("    {error:#}");
+            say(format_args!("    {error:#}"));
             failed.push(name);
         }
     };
@@ -34,10 +35,10 @@ pub fn run(workspace: &Workspace, consent: Consent) -> Result<u8> {
     let tally = test::run_tests(workspace, &TestArguments::default(), consent)?.context("the tests were only listed")?;
     step("bench", bench::run(workspace, &BenchArguments::default(), consent));
     if !failed.is_empty() {
-        println!("failed: {}", failed.join(", "));
+        say(format_args!("failed: {}", failed.join(", ")));
     }
     let all = test::Tally { passed: tally.passed, failed: tally.failed + failed.len() };
-    println!("{all}");
+    say(all);
     Ok(all.status())
 }
 

@@ -2,16 +2,17 @@
 
 use std::{
     fs,
-    io::IsTerminal,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 use runner::{cpio::Archive, feed::PROMPT_HOST};
 
-use crate::tools::{self, Consent};
+use crate::{
+    progress::Spinner,
+    tools::{self, Consent},
+};
 
 /// Always names the current version of the kernel that Debian makes for virtual machines.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
@@ -104,7 +105,7 @@ fn busybox(cache: &Path, consent: Consent) -> Result<PathBuf> {
 fn unpack(package: &str, folder: &Path, pick: impl Fn(&Path) -> Result<(PathBuf, PathBuf)>) -> Result<()> {
     fs::create_dir_all(folder)?;
     let work = tempfile::tempdir_in(folder)?;
-    let spinner = spinner(&format!("fetching Debian's {package}"));
+    let _spinner = Spinner::start(&format!("fetching Debian's {package}"));
     let mut download = Command::new("apt-get");
     if rustix::process::geteuid().is_root() {
         // Else apt warns that its own user cannot write here.
@@ -124,20 +125,7 @@ fn unpack(package: &str, folder: &Path, pick: impl Fn(&Path) -> Result<(PathBuf,
     ensure!(status.success(), "dpkg-deb cannot unpack {}", archive.display());
     let (from, to) = pick(&unpacked)?;
     fs::rename(&from, &to).with_context(|| format!("cannot keep {}", from.display()))?;
-    spinner.finish_and_clear();
     Ok(())
-}
-
-/// A spinner on stderr that says what is being waited for; just the line if nobody is watching.
-pub fn spinner(text: &str) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        eprintln!("xtask: {text}");
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})").expect("the template is right");
-    let spinner = ProgressBar::new_spinner().with_style(style).with_message(text.to_owned());
-    spinner.enable_steady_tick(std::time::Duration::from_millis(120));
-    spinner
 }
 
 /// The guest's first process. `/etc/terminal` is written by xtask.

@@ -9,6 +9,7 @@ mod accel;
 mod bench;
 mod ci;
 mod debian;
+mod progress;
 mod run;
 mod terminal;
 mod test;
@@ -26,6 +27,9 @@ struct Arguments {
     /// Install missing tools without asking
     #[arg(long, global = true)]
     yes: bool,
+    /// A multiboot2 ELF file to boot, instead of building Bulkhead
+    #[arg(long, value_name = "FILE", global = true)]
+    hypervisor: Option<std::path::PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -59,7 +63,7 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(arguments: &Arguments) -> Result<u8> {
-    let workspace = Workspace::find()?;
+    let workspace = Workspace::find(arguments.hypervisor.clone())?;
     let consent = Consent::now(arguments.yes);
     match &arguments.command {
         Command::Run(run) => run::run(&workspace, run, consent),

@@ -11,7 +11,6 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
-use indicatif::ProgressBar;
 use runner::{
     feed::Pace,
     image::{Grub, Image, Modules},
@@ -23,6 +22,7 @@ use runner::{
 
 use crate::{
     accel, debian,
+    progress::Spinner,
     terminal::{self, ESCAPE_NAME, RawMode},
     tools::{self, Consent},
     verdict,
@@ -87,9 +87,6 @@ pub struct GuestArguments {
     /// Options for the hypervisor, after xtask's own
     #[arg(long, value_name = "STRING", default_value = "")]
     hv_cmdline: String,
-    /// A multiboot2 ELF file to boot, instead of building Bulkhead
-    #[arg(long, value_name = "FILE")]
-    hypervisor: Option<PathBuf>,
     /// Memory of the machine (of which the default guest gets half, at most 512 MiB)
     #[arg(long = "mem", value_name = "SIZE", default_value = "1G")]
     memory: MemorySize,
@@ -153,13 +150,7 @@ pub fn make_iso(workspace: &Workspace, arguments: &GuestArguments, out: &Path, c
             eprintln!("xtask: warning: {}: {} = {:?}: there is no such file", path.display(), file.key, file.path);
         }
     }
-    let hypervisor = match &arguments.hypervisor {
-        Some(hypervisor) => hypervisor.clone(),
-        None => {
-            tools::need_bare_target()?;
-            workspace.build("bulkhead")?
-        }
-    };
+    let hypervisor = workspace.hypervisor()?;
     let grub = Grub::prepare(&workspace.cache)?;
     Image { hypervisor, options: hypervisor_options(&OPTIONS, &arguments.hv_cmdline), modules }.write(&grub, out)
 }
@@ -258,7 +249,7 @@ fn follow(spec: &Spec, iso: &Path, options: &Options, log: Option<File>) -> Resu
     let mut screen = Screen {
         sender: mailbox.sender.clone(),
         log,
-        spinner: Some(debian::spinner("booting")),
+        spinner: Some(Spinner::start("booting")),
         held: Vec::new(),
         raw: None,
         colour: false,
@@ -279,7 +270,7 @@ struct Screen {
     sender: Sender<Message>,
     log: Option<File>,
     /// While the firmware and GRUB are at work.
-    spinner: Option<ProgressBar>,
+    spinner: Option<Spinner>,
     /// What came before the hypervisor's first line: firmware's terminal sequences, of interest only if nothing follows.
     held: Vec<u8>,
     raw: Option<RawMode>,
@@ -301,9 +292,7 @@ impl Screen {
     }
 
     fn hypervisor_starts(&mut self) {
-        if let Some(spinner) = self.spinner.take() {
-            spinner.finish_and_clear();
-        }
+        self.spinner = None;
         match RawMode::enter() {
             Ok(raw) => self.raw = raw,
             Err(error) => self.error = Some(error),
@@ -311,9 +300,7 @@ impl Screen {
     }
 
     fn finish(&mut self, outcome: &Outcome) {
-        if let Some(spinner) = self.spinner.take() {
-            spinner.finish_and_clear();
-        }
+        self.spinner = None;
         if !outcome.hypervisor_ran() && !self.held.is_empty() {
             let held = runner::lines::without_controls(&String::from_utf8_lossy(&self.held));
             eprintln!("xtask: the console so far:\n{}", held.trim_end());

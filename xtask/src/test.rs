@@ -18,6 +18,7 @@ use runner::{
 
 use crate::{
     debian,
+    progress::{Spinner, say},
     tools::{self, Consent},
     workspace::Workspace,
 };
@@ -76,7 +77,7 @@ const MACHINES: usize = 2;
 pub fn run(workspace: &Workspace, arguments: &TestArguments, consent: Consent) -> Result<u8> {
     let tally = run_tests(workspace, arguments, consent)?;
     let Some(tally) = tally else { return Ok(0) };
-    println!("{tally}");
+    say(tally);
     Ok(tally.status())
 }
 
@@ -93,7 +94,7 @@ pub fn run_tests(workspace: &Workspace, arguments: &TestArguments, consent: Cons
         .collect();
     let plan = Plan::new(&platforms, &arguments.filter);
     if arguments.list {
-        plan.names().iter().for_each(|name| println!("{name}"));
+        plan.names().iter().for_each(say);
         return Ok(None);
     }
     let mut tally = Tally::default();
@@ -128,20 +129,20 @@ fn emulator_tests(workspace: &Workspace, plan: &Plan, consent: Consent) -> Resul
     };
     let assets = assets(workspace, plan.needs_guests(), linux, work.path())?;
     let mut tally = Tally::default();
+    let all = plan.names().len();
+    let spinner = Spinner::start(&format!("running {all} tests in emulators"));
     plan.run(&assets, MACHINES, |report| {
-        progress(&report.name, report.result.is_ok(), report.took);
+        let mut lines = vec![progress(&report.name, report.result.is_ok(), report.took)];
         match report.result {
             Ok(()) => tally.passed += 1,
             Err(failure) => {
                 tally.failed += 1;
-                for line in failure.console {
-                    println!("    | {}", runner::lines::without_controls(&line));
-                }
-                for line in failure.reason.lines() {
-                    println!("    {line}");
-                }
+                lines.extend(failure.console.iter().map(|line| format!("    | {}", runner::lines::without_controls(line))));
+                lines.extend(failure.reason.lines().map(|line| format!("    {line}")));
             }
         }
+        spinner.print(lines);
+        spinner.set_text(format!("running {all} tests in emulators: {tally}"));
     });
     Ok(tally)
 }
@@ -153,18 +154,17 @@ pub fn assets(
     linux: Option<(std::path::PathBuf, Vec<u8>)>,
     work: &std::path::Path,
 ) -> Result<Assets> {
-    tools::need_bare_target()?;
     Ok(Assets {
-        hypervisor: workspace.build("bulkhead")?,
-        guests: if guests { Some(workspace.build("guests")?) } else { None },
+        hypervisor: workspace.hypervisor()?,
+        guests: if guests { Some(workspace.test_guest()?) } else { None },
         linux,
         grub: Grub::prepare(&workspace.cache)?,
         work: work.to_owned(),
     })
 }
 
-fn progress(name: &str, passed: bool, took: Duration) {
-    println!("{:<4} {name} ({:.1} s)", if passed { "ok" } else { "FAIL" }, took.as_secs_f64());
+fn progress(name: &str, passed: bool, took: Duration) -> String {
+    format!("{:<4} {name} ({:.1} s)", if passed { "ok" } else { "FAIL" }, took.as_secs_f64())
 }
 
 /// Runs cargo's own tests and counts them.
@@ -179,10 +179,12 @@ fn host_tests(workspace: &Workspace, filter: &str) -> Result<Tally> {
     let mut child = command.stdout(writer.try_clone()?).stderr(writer).spawn().context("cannot run cargo")?;
     // It holds the pipe's other ends, which would keep it open.
     drop(command);
+    let spinner = Spinner::start("building and running the host tests");
     let mut suites = Suites::default();
+    let print = spinner.clone();
     let collector = thread::spawn(move || {
         for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
-            suites.line(&String::from_utf8_lossy(&line));
+            print.print(suites.line(&String::from_utf8_lossy(&line)));
         }
         suites
     });
@@ -190,8 +192,8 @@ fn host_tests(workspace: &Workspace, filter: &str) -> Result<Tally> {
     let mut suites = collector.join().map_err(|_| anyhow::anyhow!("the reader of cargo's output failed"))?;
     if !status.success() && suites.tally.failed == 0 {
         // A build failed, or a test program died.
-        suites.output.iter().for_each(|line| println!("    {line}"));
-        progress("host/cargo-test", false, suites.since.elapsed());
+        spinner.print(suites.output.iter().map(|line| format!("    {line}")));
+        spinner.print([progress("host/cargo-test", false, suites.since.elapsed())]);
         suites.tally.failed = 1;
     }
     Ok(suites.tally)
@@ -214,7 +216,9 @@ impl Default for Suites {
 }
 
 impl Suites {
-    fn line(&mut self, line: &str) {
+    /// Takes a line of the output; returns what there is to print.
+    fn line(&mut self, line: &str) -> Vec<String> {
+        let mut report = Vec::new();
         if let Some(name) = suite_name(line) {
             self.current = name;
             self.since = Instant::now();
@@ -223,15 +227,16 @@ impl Suites {
             self.tally.add(result);
             if result.passed + result.failed > 0 {
                 let name = format!("host/{}: {result}", self.current);
-                progress(&name, result.failed == 0, self.since.elapsed());
+                report.push(progress(&name, result.failed == 0, self.since.elapsed()));
             }
             if result.failed > 0 {
-                self.output.iter().filter(|l| !l.ends_with("... ok")).for_each(|l| println!("    {l}"));
+                report.extend(self.output.iter().filter(|l| !l.ends_with("... ok")).map(|l| format!("    {l}")));
             }
             self.output.clear();
         } else {
             self.output.push(line.to_owned());
         }
+        report
     }
 }
 

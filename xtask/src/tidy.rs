@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::workspace::Workspace;
+use crate::{progress::say, workspace::Workspace};
 
 /// A rule that a place in the repository breaks.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -125,9 +125,9 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     for package in &packages {
         check_package(workspace, package, &mut findings)?;
     }
-    println!("unsafe blocks, functions and implementations:");
+    say("unsafe blocks, functions and implementations:");
     for (package, count) in counts {
-        println!("{count:>6} {package}");
+        say(format_args!("{count:>6} {package}"));
     }
     if findings.is_empty() {
         return Ok(());

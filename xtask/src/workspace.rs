@@ -9,6 +9,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::tools;
+
 /// The target of everything that runs without an operating system.
 pub const BARE_TARGET: &str = "x86_64-unknown-none";
 
@@ -20,10 +22,15 @@ pub struct Workspace {
     pub root: PathBuf,
     /// What xtask keeps between runs: downloads and generated images.
     pub cache: PathBuf,
+    /// `--hypervisor`: take this file, build none.
+    prebuilt: Option<PathBuf>,
 }
 
 impl Workspace {
-    pub fn find() -> Result<Self> {
+    pub fn find(prebuilt: Option<PathBuf>) -> Result<Self> {
+        if let Some(path) = &prebuilt {
+            ensure!(path.is_file(), "there is no hypervisor {}", path.display());
+        }
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace")?.to_owned();
         let output = cargo(&root)
             .args(["metadata", "--no-deps", "--format-version", "1"])
@@ -33,7 +40,7 @@ impl Workspace {
         ensure!(output.status.success(), "cargo metadata failed");
         let metadata: Value = serde_json::from_slice(&output.stdout)?;
         let target = metadata["target_directory"].as_str().context("cargo metadata names no target directory")?;
-        Ok(Self { root, cache: Path::new(target).join("xtask") })
+        Ok(Self { root, cache: Path::new(target).join("xtask"), prebuilt })
     }
 
     /// A cargo command in the workspace.
@@ -48,8 +55,22 @@ impl Workspace {
         command
     }
 
+    /// The hypervisor's ELF file, built unless one was given.
+    pub fn hypervisor(&self) -> Result<PathBuf> {
+        match &self.prebuilt {
+            Some(path) => Ok(path.clone()),
+            None => self.build("bulkhead"),
+        }
+    }
+
+    /// The test guest's ELF file, built.
+    pub fn test_guest(&self) -> Result<PathBuf> {
+        self.build("guests")
+    }
+
     /// Builds the freestanding program of `package`, optimised. Returns its ELF file.
-    pub fn build(&self, package: &str) -> Result<PathBuf> {
+    fn build(&self, package: &str) -> Result<PathBuf> {
+        tools::need_bare_target()?;
         let output = self
             .cargo_bare()
             .args(["build", "--release", "--package", package, "--target", BARE_TARGET])

@@ -54,8 +54,8 @@ pub trait Platform: Sync + 'static {
     fn tsc(&self) -> u64;
     /// Its calibrated frequency in Hz.
     fn tsc_hz(&self) -> u64;
-    /// Seconds since 1970-01-01 00:00 UTC at TSC value `at_tsc()` = start of the time base.
-    fn wall_clock_at_start(&self) -> u64;
+    /// The wall clock at host TSC value `tsc`: milliseconds since 1970-01-01 00:00 UTC.
+    fn wall_clock_ms(&self, tsc: u64) -> u64;
     /// Arms this CPU's timer for an absolute TSC value (an interrupt comes at or soon after it), or disarms it. A deadline in the past fires at once.
     fn set_timer(&self, deadline: Option<u64>);
     /// Halts this CPU until the next interrupt has been served. Atomic: an interrupt that is pending already ends it at once.

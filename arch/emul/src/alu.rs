@@ -129,9 +129,7 @@ pub(crate) fn shift(op: Shift, width: Width, a: u64, count: u8, flags: u64) -> (
     let wide = u128::from(a);
     let msb = |value: u64| value & top(width) != 0;
     let second = |value: u64| value & (top(width) >> 1) != 0;
-    let rotated = |result: u64, carry: bool, overflow: bool| {
-        (result, flags & !(CF | OF) | when(carry, CF) | when(overflow, OF))
-    };
+    let rotated = |result: u64, carry: bool, overflow: bool| (result, flags & !(CF | OF) | when(carry, CF) | when(overflow, OF));
     let shifted = |result: u64, carry: bool, overflow: bool| {
         // AF is undefined; CPUs leave or clear it. It is cleared here.
         (result, flags & !STATUS | szp(width, result) | when(carry, CF) | when(overflow, OF))
@@ -255,11 +253,7 @@ pub(crate) fn count(what: Count, width: Width, a: u64, flags: u64) -> (u64, u64)
     match what {
         Count::Ones => (u64::from(a.count_ones()), flags & !STATUS | when(a == 0, ZF)),
         Count::TrailingZeros | Count::LeadingZeros => {
-            let n = if what == Count::TrailingZeros {
-                a.trailing_zeros().min(bits)
-            } else {
-                a.leading_zeros() - (64 - bits)
-            };
+            let n = if what == Count::TrailingZeros { a.trailing_zeros().min(bits) } else { a.leading_zeros() - (64 - bits) };
             (u64::from(n), flags & !(CF | ZF) | when(a == 0, CF) | when(n == 0, ZF))
         }
     }

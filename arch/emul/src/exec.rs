@@ -360,9 +360,8 @@ impl<C: Cpu> Exec<'_, '_, C> {
     fn compare_exchange_pair(&mut self, half: Width) -> Done {
         let bits = alu::bits(half);
         let gprs = self.m.cpu.gprs();
-        let pair = |high, low| {
-            u128::from(Register::new(high, half).get(gprs)) << bits | u128::from(Register::new(low, half).get(gprs))
-        };
+        let pair =
+            |high, low| u128::from(Register::new(high, half).get(gprs)) << bits | u128::from(Register::new(low, half).get(gprs));
         let (expected, new) = (pair(Gpr::Rdx, Gpr::Rax), pair(Gpr::Rcx, Gpr::Rbx));
         let found = if half == Width::Dword {
             let place = self.place(0, 8, 8, Access::Write)?;

@@ -1,229 +1,338 @@
-//! The short way for what drivers do to device registers: MOV, MOVZX and MOVSX between a register or an immediate and plain memory,
-//! in 32-bit and 64-bit code. The few encodings are decoded by hand (SDM vol. 2A, chapter 2 and the MOV pages); everything else is `None` and
-//! goes through the full decoder, which must agree (`tests/differential.rs` checks it).
+//! The short way for what drivers do to device registers: MOV, MOVZX and MOVSX between a register or an immediate and memory, in
+//! 64-bit code and in 32-bit code with flat segments (SDM vol. 2A, chapter 2 and the MOV pages).
+//!
+//! It answers only where nothing is out of the ordinary: few prefixes, no fault before the page walk, one page, no alignment
+//! checking. Everything else is `None`, with nothing touched, and is left to the full decoder, which decides on faults. That both
+//! agree is what `tests/differential.rs` and `tests/devices.rs` check.
 
 use crate::{
-    Cpu, Mode,
-    machine::{Done, Machine, Register, address_mask},
+    Cpu, MAX_INSTRUCTION, Mode, Outcome, Privilege, Stop,
+    machine::{Register, canonical, gpr},
 };
-use x86defs::{Access, Gpr, Gprs, SegmentRegister, Width};
+use x86defs::{Access, Cr4, Gprs, Gva, PAGE_SIZE, Rflags, Segment, SegmentRegister, Width};
 
-/// What a plain instruction does with its memory operand.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Action {
-    /// Memory to register, zero-extended from the access to the register.
-    Load(Register),
-    /// As `Load`, sign-extended.
-    LoadSigned(Register),
-    Store(Register),
-    StoreImmediate(u64),
+/// What an opcode does, in one byte. Zero is the load of an operand-sized register.
+mod kind {
+    /// Of memory: operand-sized, a byte, or a word.
+    pub(super) const MEMORY: u8 = 3;
+    pub(super) const BYTE: u8 = 1;
+    pub(super) const WORD: u8 = 2;
+    pub(super) const STORE: u8 = 1 << 2;
+    /// The source is an immediate; ModRM.reg must be zero.
+    pub(super) const IMMEDIATE: u8 = 1 << 3;
+    /// The register is a byte too; else it is operand-sized.
+    pub(super) const BYTE_REGISTER: u8 = 1 << 4;
+    pub(super) const SIGN_EXTEND: u8 = 1 << 5;
+    /// The accumulator and an absolute address instead of ModRM.
+    pub(super) const ABSOLUTE: u8 = 1 << 6;
+    /// None of the above: a prefix, the escape byte, or nothing for this file.
+    pub(super) const SPECIAL: u8 = 1 << 7;
+    pub(super) const PREFIX: u8 = SPECIAL | 1;
+    pub(super) const ESCAPE: u8 = SPECIAL | 2;
 }
 
-/// A decoded plain instruction.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Plain {
-    pub(crate) length: usize,
-    pub(crate) action: Action,
-    /// Of the memory access.
-    pub(crate) width: Width,
-    pub(crate) segment: SegmentRegister,
-    pub(crate) base: Base,
-    pub(crate) index: Option<(Gpr, u8)>,
-    /// Sign-extended; for an absolute address, the address itself.
-    pub(crate) displacement: u64,
-    pub(crate) address_bits: u32,
-}
+/// First bytes.
+const ONE_BYTE: [u8; 256] = {
+    use kind::{ABSOLUTE, BYTE, BYTE_REGISTER, ESCAPE, IMMEDIATE, PREFIX, SPECIAL, STORE};
+    let mut table = [SPECIAL; 256];
+    table[0x88] = STORE | BYTE | BYTE_REGISTER;
+    table[0x89] = STORE;
+    table[0x8a] = BYTE | BYTE_REGISTER;
+    table[0x8b] = 0;
+    table[0xa0] = ABSOLUTE | BYTE | BYTE_REGISTER;
+    table[0xa1] = ABSOLUTE;
+    table[0xa2] = ABSOLUTE | STORE | BYTE | BYTE_REGISTER;
+    table[0xa3] = ABSOLUTE | STORE;
+    table[0xc6] = STORE | BYTE | IMMEDIATE;
+    table[0xc7] = STORE | IMMEDIATE;
+    table[0x0f] = ESCAPE;
+    table[0x66] = PREFIX;
+    table[0x67] = PREFIX;
+    let mut rex = 0x40;
+    while rex <= 0x4f {
+        table[rex] = PREFIX;
+        rex += 1;
+    }
+    table
+};
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Base {
-    None,
-    Register(Gpr),
-    /// The address of the next instruction.
-    NextRip,
-}
-
-impl Plain {
-    /// The effective address.
-    #[inline]
-    pub(crate) fn offset(&self, gprs: &Gprs, next: u64) -> u64 {
-        let base = match self.base {
-            Base::None => 0,
-            Base::Register(gpr) => gprs[gpr],
-            Base::NextRip => next,
-        };
-        let index = match self.index {
-            None => 0,
-            Some((gpr, scale)) => gprs[gpr] << scale,
-        };
-        base.wrapping_add(index).wrapping_add(self.displacement) & address_mask(self.address_bits)
+/// Opcodes after 0F.
+const fn two_byte(opcode: u8) -> u8 {
+    match opcode {
+        0xb6 => kind::BYTE,
+        0xb7 => kind::WORD,
+        0xbe => kind::BYTE | kind::SIGN_EXTEND,
+        0xbf => kind::WORD | kind::SIGN_EXTEND,
+        _ => kind::SPECIAL,
     }
 }
 
-const fn byte_register(n: u8, rex: u8) -> Register {
-    if rex == 0 && n & 4 != 0 {
-        Register { gpr: Gpr::from_index(n & 3), width: Width::Byte, high: true }
-    } else {
-        Register::new(Gpr::from_index(n), Width::Byte)
-    }
+/// Prefixes and opcode.
+#[derive(Clone, Copy)]
+struct Head {
+    /// The bytes from the ModRM byte on; at least two.
+    rest: u64,
+    /// Bytes before `rest`.
+    at: usize,
+    kind: u8,
+    rex: u8,
+    operand: Width,
+    /// 32-bit addresses.
+    narrow: bool,
 }
 
-fn sign_extended(bytes: &[u8], at: usize, len: usize) -> Option<u64> {
-    let raw = bytes.get(at..at + len)?;
-    Some(match *raw {
-        [a] => a as i8 as u64,
-        [a, b] => i16::from_le_bytes([a, b]) as u64,
-        [a, b, c, d] => i32::from_le_bytes([a, b, c, d]) as u64,
-        [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-        _ => return None,
-    })
-}
-
-/// Decodes a plain instruction. `None`: it is another one, or `bytes` end too early.
+/// A head with prefixes, in the order in which assemblers emit them, or an escape byte.
 #[inline]
-pub(crate) fn decode(bits: u32, bytes: &[u8]) -> Option<Plain> {
-    let long = bits == 64;
-    if bits == 16 {
-        return None;
+fn long_head<const LONG: bool>(mut rest: u64) -> Option<Head> {
+    let mut head = Head { rest, at: 0, kind: 0, rex: 0, operand: Width::Dword, narrow: !LONG };
+    let mut take = |wanted: bool| {
+        if wanted {
+            rest >>= 8;
+            head.at += 1;
+        }
+        rest as u8
+    };
+    let mut byte = take(false);
+    if byte == 0x66 {
+        head.operand = Width::Word;
+        byte = take(true);
     }
-    let mut at = 0;
-    let mut operand_16 = false;
-    let mut address_bits = bits;
-    let mut rex = 0u8;
-    let mut opcode = *bytes.first()?;
-    // At most the three prefixes once each: longer rows are for the full decoder.
-    for _ in 0..3 {
-        match opcode {
-            0x66 if !operand_16 => operand_16 = true,
-            0x67 if long && address_bits == 64 => address_bits = 32,
-            0x40..=0x4f if long => {
-                rex = opcode;
-                at += 1;
-                opcode = *bytes.get(at)?;
-                break;
+    if LONG {
+        if byte == 0x67 {
+            head.narrow = true;
+            byte = take(true);
+        }
+        if byte & 0xf0 == 0x40 {
+            head.rex = byte;
+            if byte & 8 != 0 {
+                head.operand = Width::Qword;
             }
-            _ => break,
+            byte = take(true);
         }
-        at += 1;
-        opcode = *bytes.get(at)?;
     }
-    at += 1;
-    let operand = if rex & 8 != 0 {
-        Width::Qword
-    } else if operand_16 {
-        Width::Word
-    } else {
-        Width::Dword
-    };
-
-    // moffs: no ModRM, an address-sized displacement, the accumulator.
-    if opcode & 0xfc == 0xa0 {
-        let width = if opcode & 1 == 0 { Width::Byte } else { operand };
-        let size = if address_bits == 64 { 8 } else { 4 };
-        let displacement = sign_extended(bytes, at, size)?;
-        let register = Register::new(Gpr::Rax, width);
-        return Some(Plain {
-            length: at + size,
-            action: if opcode & 2 == 0 { Action::Load(register) } else { Action::Store(register) },
-            width,
-            segment: SegmentRegister::Ds,
-            base: Base::None,
-            index: None,
-            displacement,
-            address_bits,
-        });
-    }
-
-    let modrm_at = if opcode == 0x0f { at + 1 } else { at };
-    let second = if opcode == 0x0f { *bytes.get(at)? } else { 0 };
-    let modrm = *bytes.get(modrm_at)?;
-    if modrm >= 0xc0 {
+    head.kind = if byte == 0x0f { two_byte(take(true)) } else { ONE_BYTE[usize::from(byte)] };
+    if head.kind & kind::SPECIAL != 0 {
         return None;
     }
-    at = modrm_at + 1;
-    let number = modrm >> 3 & 7 | (rex & 4) << 1;
-    let full = Register::new(Gpr::from_index(number), operand);
-    let (width, action, immediate) = match (opcode, second) {
-        (0x88, _) => (Width::Byte, Action::Store(byte_register(number, rex)), 0),
-        (0x89, _) => (operand, Action::Store(full), 0),
-        (0x8a, _) => (Width::Byte, Action::Load(byte_register(number, rex)), 0),
-        (0x8b, _) => (operand, Action::Load(full), 0),
-        (0xc6, _) if number & 7 == 0 => (Width::Byte, Action::StoreImmediate(0), 1),
-        (0xc7, _) if number & 7 == 0 => {
-            (operand, Action::StoreImmediate(0), if operand == Width::Word { 2 } else { 4 })
-        }
-        (0x0f, 0xb6) => (Width::Byte, Action::Load(full), 0),
-        (0x0f, 0xb7) => (Width::Word, Action::Load(full), 0),
-        (0x0f, 0xbe) => (Width::Byte, Action::LoadSigned(full), 0),
-        (0x0f, 0xbf) => (Width::Word, Action::LoadSigned(full), 0),
-        _ => return None,
-    };
+    take(true);
+    head.rest = rest;
+    Some(head)
+}
 
+/// Four bytes at `at`, sign-extended.
+#[inline(always)]
+fn dword(bytes: &[u8; MAX_INSTRUCTION], at: usize) -> Option<u64> {
+    let raw = bytes.get(at..)?.first_chunk::<4>()?;
+    Some(i32::from_le_bytes(*raw) as u64)
+}
+
+/// Where the memory operand is.
+struct Target {
+    offset: u64,
+    /// By rSP or rBP.
+    stack: bool,
+    immediate: u64,
+    /// Of the instruction.
+    length: usize,
+}
+
+/// The target of an instruction with a ModRM byte, which does not name a register.
+#[inline(always)]
+fn by_modrm<const LONG: bool>(head: &Head, gprs: &Gprs, bytes: &[u8; MAX_INSTRUCTION], rip: u64, width: Width) -> Option<Target> {
+    let modrm = head.rest as u8;
     let mode = modrm >> 6;
-    let mut base = Base::Register(Gpr::from_index(modrm & 7 | (rex & 1) << 3));
-    let mut index = None;
-    let mut displacement_size = match mode {
-        0 => 0,
-        1 => 1,
-        _ => 4,
+    let mut length = head.at + 1;
+    let mut base = modrm & 7;
+    let mut offset = 0;
+    let mut immediate = 0;
+    let tail = if head.kind & kind::IMMEDIATE == 0 {
+        0
+    } else if width == Width::Qword {
+        4
+    } else {
+        width.bytes()
     };
-    match modrm & 7 {
-        4 => {
-            let sib = *bytes.get(at)?;
-            at += 1;
-            let index_number = sib >> 3 & 7 | (rex & 2) << 2;
-            if index_number != 4 {
-                index = Some((Gpr::from_index(index_number), sib >> 6));
-            }
-            if sib & 7 == 5 && mode == 0 {
-                base = Base::None;
-                displacement_size = 4;
-            } else {
-                base = Base::Register(Gpr::from_index(sib & 7 | (rex & 1) << 3));
-            }
+    if base == 4 {
+        let sib = (head.rest >> 8) as u8;
+        length += 1;
+        let index = sib >> 3 & 7 | (head.rex & 2) << 2;
+        if index != 4 {
+            offset = gprs[gpr(index)] << (sib >> 6);
         }
-        5 if mode == 0 => {
-            base = if long { Base::NextRip } else { Base::None };
-            displacement_size = 4;
-        }
-        _ => {}
+        base = sib & 7;
     }
-    let displacement = if displacement_size == 0 { 0 } else { sign_extended(bytes, at, displacement_size)? };
-    at += displacement_size;
-    let action = if immediate == 0 { action } else { Action::StoreImmediate(sign_extended(bytes, at, immediate)?) };
-    // rSP and rBP as a base go to the stack segment.
-    let segment = match base {
-        Base::Register(Gpr::Rsp | Gpr::Rbp) => SegmentRegister::Ss,
-        _ => SegmentRegister::Ds,
+    let displacement = match mode {
+        0 => {
+            if base == 5 {
+                // No base. Without a SIB byte, it is RIP in 64-bit code.
+                length += 4;
+                if LONG && modrm & 7 == 5 {
+                    offset = rip.wrapping_add((length + tail) as u64);
+                }
+                dword(bytes, length - 4)?
+            } else {
+                0
+            }
+        }
+        1 => {
+            length += 1;
+            *bytes.get(length - 1)? as i8 as u64
+        }
+        _ => {
+            length += 4;
+            dword(bytes, length - 4)?
+        }
     };
-    Some(Plain { length: at + immediate, action, width, segment, base, index, displacement, address_bits })
+    offset = offset.wrapping_add(displacement);
+    let based = base != 5 || mode != 0;
+    if based {
+        offset = offset.wrapping_add(gprs[gpr(base | (head.rex & 1) << 3)]);
+    }
+    if head.kind & kind::IMMEDIATE != 0 {
+        if modrm & 0x38 != 0 {
+            return None;
+        }
+        immediate = dword(bytes, length)? & width.mask();
+        length += tail;
+    }
+    Some(Target { offset, stack: based && base & 6 == 4 && head.rex & 1 == 0, immediate, length })
 }
 
-/// Executes a plain instruction.
+/// The target of A0 to A3.
 #[inline]
-pub(crate) fn execute<C: Cpu>(m: &mut Machine<'_, C>, plain: &Plain) -> Done {
-    m.set_length(plain.length);
-    let next = if m.mode == Mode::Long { m.next } else { 0 };
-    let offset = plain.offset(m.cpu.gprs(), next);
-    let bytes = plain.width.bytes();
-    let access = match plain.action {
-        Action::Load(_) | Action::LoadSigned(_) => Access::Read,
-        Action::Store(_) | Action::StoreImmediate(_) => Access::Write,
-    };
-    let place = m.operand(plain.segment, offset, bytes, bytes, access)?;
-    match plain.action {
-        Action::Load(register) => {
-            let value = m.load(place)?;
-            register.set(m.cpu.gprs_mut(), value);
+fn absolute(head: &Head, bytes: &[u8; MAX_INSTRUCTION]) -> Option<Target> {
+    let low = dword(bytes, head.at)?;
+    let (offset, size) = if head.narrow { (low, 4) } else { (low & 0xffff_ffff | dword(bytes, head.at + 4)? << 32, 8) };
+    Some(Target { offset, stack: false, immediate: 0, length: head.at + size })
+}
+
+/// Emulates the instruction, of which `known` bytes are real, if it is a plain access. `mode` is what [`Cpu::mode`] answers.
+#[inline(always)]
+pub(crate) fn run<C: Cpu>(cpu: &mut C, mode: (Mode, u32), bytes: &[u8; MAX_INSTRUCTION], known: usize) -> Option<Outcome> {
+    let rest = u64::from_le_bytes(*bytes.first_chunk()?);
+    let first = ONE_BYTE[usize::from(rest as u8)];
+    // The most frequent forms have no prefix: with constants for what prefixes would say, their copy of `access` is half as long.
+    match (mode, first & kind::SPECIAL == 0) {
+        ((Mode::Long, _), true) => {
+            let head = Head { rest: rest >> 8, at: 1, kind: first, rex: 0, operand: Width::Dword, narrow: false };
+            access::<C, true>(cpu, head, bytes, known)
         }
-        Action::LoadSigned(register) => {
-            let value = crate::alu::sign_extend(plain.width, m.load(place)?);
-            register.set(m.cpu.gprs_mut(), value);
+        ((Mode::Protected, 32), true) => {
+            let head = Head { rest: rest >> 8, at: 1, kind: first, rex: 0, operand: Width::Dword, narrow: true };
+            access::<C, false>(cpu, head, bytes, known)
         }
-        Action::Store(register) => {
-            let value = register.get(m.cpu.gprs());
-            m.store(place, value)?;
+        ((Mode::Long, _), false) if rest as u8 & 0xf0 == 0x40 => {
+            // REX alone is the next most frequent.
+            let rex = rest as u8;
+            let kind = ONE_BYTE[usize::from((rest >> 8) as u8)];
+            if kind & kind::SPECIAL != 0 {
+                return prefixed::<C, true>(cpu, rest, bytes, known);
+            }
+            let operand = if rex & 8 != 0 { Width::Qword } else { Width::Dword };
+            access::<C, true>(cpu, Head { rest: rest >> 16, at: 2, kind, rex, operand, narrow: false }, bytes, known)
         }
-        Action::StoreImmediate(value) => m.store(place, value & plain.width.mask())?,
+        ((Mode::Long, _), false) if first != kind::SPECIAL => prefixed::<C, true>(cpu, rest, bytes, known),
+        ((Mode::Protected, 32), false) if first != kind::SPECIAL => prefixed::<C, false>(cpu, rest, bytes, known),
+        _ => None,
     }
+}
+
+fn prefixed<C: Cpu, const LONG: bool>(cpu: &mut C, rest: u64, bytes: &[u8; MAX_INSTRUCTION], known: usize) -> Option<Outcome> {
+    let head = long_head::<LONG>(rest)?;
+    access::<C, LONG>(cpu, head, bytes, known)
+}
+
+#[inline(always)]
+fn access<C: Cpu, const LONG: bool>(cpu: &mut C, head: Head, bytes: &[u8; MAX_INSTRUCTION], known: usize) -> Option<Outcome> {
+    // By `kind::MEMORY`; a table, because it is a constant one without prefixes.
+    let width = [head.operand, Width::Byte, Width::Word, Width::Byte][usize::from(head.kind & kind::MEMORY)];
+    let rip = cpu.rip();
+    let (target, number) = if head.kind & kind::ABSOLUTE == 0 {
+        let modrm = head.rest as u8;
+        if modrm >= 0xc0 {
+            return None;
+        }
+        (by_modrm::<LONG>(&head, cpu.gprs(), bytes, rip, width)?, modrm >> 3 & 7 | (head.rex & 4) << 1)
+    } else {
+        (absolute(&head, bytes)?, 0)
+    };
+    let linear = if head.narrow { target.offset & 0xffff_ffff } else { target.offset };
+    let flat = if LONG {
+        // Within a page, the last byte is canonical if the first is.
+        canonical(linear, 48) || cpu.cr4() & Cr4::LA57.bits() != 0 && canonical(linear, 57)
+    } else {
+        is_flat(&cpu.segment(if target.stack { SegmentRegister::Ss } else { SegmentRegister::Ds }))
+    };
+    let rflags = cpu.rflags();
+    if !flat || target.length > known || linear % PAGE_SIZE > PAGE_SIZE - width.bytes() as u64 || rflags & Rflags::AC.bits() != 0
+    {
+        return None;
+    }
+
+    // From here on, nothing is left to the full decoder.
+    let result = if head.kind & kind::STORE != 0 {
+        store(cpu, &head, width, linear, number, target.immediate)
+    } else {
+        load(cpu, &head, width, linear, number)
+    };
+    if let Err(stop) = result {
+        return Some(stopped(stop));
+    }
+    let next = rip.wrapping_add(target.length as u64);
+    let rip = if LONG { next } else { next & 0xffff_ffff };
+    Some(Outcome::Done { rip, rflags: rflags & !Rflags::RF.bits() })
+}
+
+/// AL to R15B and, without REX, AH to BH.
+const fn byte_register(number: u8, rex: u8) -> Register {
+    if rex == 0 && number & 4 != 0 {
+        Register { gpr: gpr(number & 3), width: Width::Byte, high: true }
+    } else {
+        Register::new(gpr(number), Width::Byte)
+    }
+}
+
+#[inline(always)]
+fn load<C: Cpu>(cpu: &mut C, head: &Head, width: Width, linear: u64, number: u8) -> Result<(), Stop> {
+    let gpa = cpu.translate(Gva(linear), Access::Read, Privilege::Current)?;
+    let mut value = cpu.read(gpa, width)?;
+    if head.kind & kind::BYTE_REGISTER != 0 {
+        byte_register(number, head.rex).set(cpu.gprs_mut(), value);
+        return Ok(());
+    }
+    if head.kind & kind::SIGN_EXTEND != 0 {
+        value = crate::alu::sign_extend(width, value) & head.operand.mask();
+    }
+    let slot = &mut cpu.gprs_mut()[gpr(number)];
+    // The value is zero above the register's width, as 32-bit and 64-bit loads leave the register.
+    *slot = if head.operand == Width::Word { *slot & !0xffff | value } else { value };
     Ok(())
+}
+
+#[inline(always)]
+fn store<C: Cpu>(cpu: &mut C, head: &Head, width: Width, linear: u64, number: u8, immediate: u64) -> Result<(), Stop> {
+    let gpa = cpu.translate(Gva(linear), Access::Write, Privilege::Current)?;
+    let value = if head.kind & kind::IMMEDIATE != 0 {
+        immediate
+    } else if head.kind & kind::BYTE_REGISTER != 0 {
+        byte_register(number, head.rex).get(cpu.gprs())
+    } else {
+        cpu.gprs()[gpr(number)] & width.mask()
+    };
+    cpu.write(gpa, width, value)
+}
+
+#[cold]
+fn stopped(stop: Stop) -> Outcome {
+    match stop {
+        Stop::Fault(exception) => Outcome::Fault(exception),
+        Stop::Abort => Outcome::Abort,
+    }
+}
+
+/// Base 0, limit 4 GiB, present, writable, expand-up data: no check can fail.
+#[inline(always)]
+fn is_flat(segment: &Segment) -> bool {
+    // Unusable, present, S, code, expand-down, writable.
+    segment.base == 0 && segment.limit == u32::MAX && segment.attributes.0 & 0x109e == 0x92
 }

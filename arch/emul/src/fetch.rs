@@ -16,6 +16,9 @@ pub(crate) struct Code {
 impl Code {
     /// Starts with what is known already.
     pub(crate) fn new(known: &[u8]) -> Self {
+        if let Some(all) = known.first_chunk() {
+            return Self { bytes: *all, len: MAX_INSTRUCTION };
+        }
         let mut bytes = [0; MAX_INSTRUCTION];
         let mut len = 0;
         for (to, from) in bytes.iter_mut().zip(known) {
@@ -27,6 +30,11 @@ impl Code {
 
     pub(crate) fn as_slice(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or(&self.bytes)
+    }
+
+    /// All 15 bytes, zero where they are not known.
+    pub(crate) fn padded(&self) -> &[u8; MAX_INSTRUCTION] {
+        &self.bytes
     }
 
     /// Fetches on: to the end of the page that the next byte lies in, or to 15 bytes. Called only if the bytes so far do not make an instruction,

@@ -206,13 +206,15 @@ pub trait Cpu {
     #[inline]
     fn mode(&self) -> (Mode, u32) {
         let cs = self.segment(SegmentRegister::Cs).attributes;
+        let long_mode = self.efer() & Efer::LMA.bits() != 0;
+        if long_mode && cs.long() {
+            return (Mode::Long, 64);
+        }
         let size = if cs.big() { 32 } else { 16 };
         if self.cr0() & Cr0::PE.bits() == 0 {
             // CS keeps its D bit between clearing PE and the far jump that follows.
             (Mode::Real, size)
-        } else if self.efer() & Efer::LMA.bits() != 0 {
-            if cs.long() { (Mode::Long, 64) } else { (Mode::Protected, size) }
-        } else if self.rflags() & Rflags::VM.bits() != 0 {
+        } else if !long_mode && self.rflags() & Rflags::VM.bits() != 0 {
             (Mode::Virtual8086, 16)
         } else {
             (Mode::Protected, size)
@@ -232,44 +234,47 @@ pub fn init() {
 /// `bytes` are the instruction's first bytes as far as the caller knows them (decode assists), possibly none. If they do not hold a
 /// whole instruction, the rest is fetched through [`Cpu::translate`] and [`Cpu::fetch`], and a #PF or #GP met there is the outcome; a second page is
 /// touched only if the instruction really reaches into it.
-#[inline]
 pub fn emulate<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Outcome {
-    let mut machine = Machine::new(cpu);
-    if let Some(plain) = fast::decode(machine.bits, bytes) {
-        let result = fast::execute(&mut machine, &plain);
-        return outcome(&machine, bytes, result);
+    let mode = cpu.mode();
+    if let Some(known) = bytes.first_chunk()
+        && let Some(outcome) = fast::run(cpu, mode, known, MAX_INSTRUCTION)
+    {
+        return outcome;
     }
-    general(&mut machine, bytes)
+    let mut machine = Machine::new(cpu, mode);
+    let mut code = Code::new(bytes);
+    if bytes.is_empty()
+        && let Err(halt) = code.extend(&mut machine)
+    {
+        return outcome(&machine, &code, Err(halt));
+    }
+    if bytes.len() < MAX_INSTRUCTION
+        && let Some(outcome) = fast::run(machine.cpu, mode, code.padded(), code.as_slice().len())
+    {
+        return outcome;
+    }
+    general(&mut machine, &mut code)
 }
 
 /// [`emulate`] without the hand-written decoders: slower, and the same in everything else. For tests that compare the two.
 #[doc(hidden)]
 pub fn emulate_by_full_decoder<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Outcome {
-    let mut machine = Machine::new(cpu);
+    let mode = cpu.mode();
+    let mut machine = Machine::new(cpu, mode);
     let mut code = Code::new(bytes);
     let result = decode_and_execute(&mut machine, &mut code);
-    outcome(&machine, code.as_slice(), result)
+    outcome(&machine, &code, result)
 }
 
-/// Everything but a plain access whose bytes the caller knew.
-fn general<C: Cpu>(machine: &mut Machine<'_, C>, bytes: &[u8]) -> Outcome {
-    let mut code = Code::new(bytes);
-    let result = fetch_and_execute(machine, &mut code);
-    outcome(machine, code.as_slice(), result)
-}
-
-fn fetch_and_execute<C: Cpu>(machine: &mut Machine<'_, C>, code: &mut Code) -> Done {
-    if code.as_slice().is_empty() {
-        code.extend(machine)?;
-        if let Some(plain) = fast::decode(machine.bits, code.as_slice()) {
-            return fast::execute(machine, &plain);
-        }
-    }
-    if let Some((length, op)) = string::decode(machine.bits, code.as_slice()) {
+/// Everything but the plain accesses.
+fn general<C: Cpu>(machine: &mut Machine<'_, C>, code: &mut Code) -> Outcome {
+    let result = if let Some((length, op)) = string::decode(machine.bits, code.as_slice()) {
         machine.set_length(length);
-        return string::execute(machine, op);
-    }
-    decode_and_execute(machine, code)
+        string::execute(machine, op)
+    } else {
+        decode_and_execute(machine, code)
+    };
+    outcome(machine, code, result)
 }
 
 fn decode_and_execute<C: Cpu>(machine: &mut Machine<'_, C>, code: &mut Code) -> Done {
@@ -292,13 +297,12 @@ fn decode_and_execute<C: Cpu>(machine: &mut Machine<'_, C>, code: &mut Code) -> 
     }
 }
 
-#[inline]
-fn outcome<C: Cpu>(machine: &Machine<'_, C>, bytes: &[u8], result: Done) -> Outcome {
+fn outcome<C: Cpu>(machine: &Machine<'_, C>, code: &Code, result: Done) -> Outcome {
     match result {
         Ok(()) => Outcome::Done { rip: machine.next, rflags: machine.rflags & !Rflags::RF.bits() },
         Err(Halt::Fault(exception)) => Outcome::Fault(exception),
         Err(Halt::Partial) => Outcome::Partial,
-        Err(Halt::Unsupported) => Outcome::Unsupported(InstructionBytes::new(bytes)),
+        Err(Halt::Unsupported) => Outcome::Unsupported(InstructionBytes::new(code.as_slice())),
         Err(Halt::Abort) => Outcome::Abort,
     }
 }

@@ -33,6 +33,29 @@ pub(crate) type Done<T = ()> = Result<T, Halt>;
 /// Attempts at a locked update until the guest is asked to try again.
 const LOCK_ATTEMPTS: u32 = 64;
 
+/// The register with encoding `n & 15`: as `Gpr::from_index`, but the compiler sees that it is the number itself.
+#[inline(always)]
+pub(crate) const fn gpr(n: u8) -> Gpr {
+    match n & 15 {
+        0 => Gpr::Rax,
+        1 => Gpr::Rcx,
+        2 => Gpr::Rdx,
+        3 => Gpr::Rbx,
+        4 => Gpr::Rsp,
+        5 => Gpr::Rbp,
+        6 => Gpr::Rsi,
+        7 => Gpr::Rdi,
+        8 => Gpr::R8,
+        9 => Gpr::R9,
+        10 => Gpr::R10,
+        11 => Gpr::R11,
+        12 => Gpr::R12,
+        13 => Gpr::R13,
+        14 => Gpr::R14,
+        _ => Gpr::R15,
+    }
+}
+
 /// A general-purpose register or a part of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Register {
@@ -143,6 +166,12 @@ impl Place {
         (self.head == self.len).then_some(self.first)
     }
 
+    /// Moves a place in one page by `step`, staying in the page.
+    #[inline]
+    pub(crate) fn shift(&mut self, step: u64) {
+        self.first = self.first.wrapping_add(step);
+    }
+
     /// The accesses that make up a wide or page-crossing one: naturally aligned, ascending. Each with its offset.
     fn pieces(self) -> impl Iterator<Item = (Gpa, Width, usize)> {
         let mut done = 0;
@@ -184,8 +213,7 @@ pub(crate) struct Machine<'a, C> {
 
 impl<'a, C: Cpu> Machine<'a, C> {
     #[inline]
-    pub(crate) fn new(cpu: &'a mut C) -> Self {
-        let (mode, bits) = cpu.mode();
+    pub(crate) fn new(cpu: &'a mut C, (mode, bits): (Mode, u32)) -> Self {
         let (rip, rflags) = (cpu.rip(), cpu.rflags());
         Self { cpu, mode, bits, rip, next: rip, rflags }
     }

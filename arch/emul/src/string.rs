@@ -4,11 +4,11 @@
 
 use crate::{
     Cpu,
-    alu::{self, Binary, ZF},
-    machine::{Done, Halt, Machine, PageCache, View, address_mask},
+    alu::{self, Binary},
+    machine::{Done, Halt, Machine, PageCache, Place, Register, View, address_mask},
     port,
 };
-use x86defs::{Access, Gpr, Rflags, SegmentRegister, Width};
+use x86defs::{Access, Gpa, Gpr, PAGE_SIZE, Rflags, SegmentRegister, Width};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
@@ -158,96 +158,161 @@ fn iterate<C: Cpu>(m: &mut Machine<'_, C>, op: StringOp, mask: u64, cursor: &mut
     if matches!(op.kind, Kind::Ins | Kind::Outs) {
         port::check(m, port, op.width)?;
     }
-    // Segments that are not used get a view too; it is never consulted.
-    let source = if op.kind.has_source() { Some(m.view(op.segment, Access::Read)?) } else { None };
-    let destination = match op.kind.destination() {
-        Some(access) => Some((m.view(SegmentRegister::Es, access)?, access)),
+    let mut source = match op.kind.has_source() {
+        true => Some(Stream::new(m.view(op.segment, Access::Read)?, Access::Read)),
+        false => None,
+    };
+    let mut destination = match op.kind.destination() {
+        Some(access) => Some(Stream::new(m.view(SegmentRegister::Es, access)?, access)),
         None => None,
     };
-    let mut streams = Streams { source, destination, source_pages: PageCache::default(), destination_pages: PageCache::default() };
-    let bytes = op.width.bytes() as u64;
-    let step = if m.flag(Rflags::DF.bits()) { bytes.wrapping_neg() } else { bytes };
-    let mut budget = C::REP_BUDGET.max(1);
+    let step = step(m, op.width);
+    let single = m.flag(Rflags::TF.bits());
+    let mut budget = if single { 1 } else { u64::from(C::REP_BUDGET.max(1)) };
     loop {
-        element(m, op, port, cursor, &mut streams)?;
-        cursor.si = cursor.si.wrapping_add(step) & mask;
-        cursor.di = cursor.di.wrapping_add(step) & mask;
-        cursor.count -= 1;
-        if cursor.count == 0 {
+        // All elements that lie in the current pages are one run. Both places are translated before either is touched: a device read must
+        // not be lost to a page fault.
+        let mut run = Run { port, step, source: None, destination: None, count: cursor.count.min(budget), done: 0 };
+        if let Some(stream) = &mut source {
+            let (place, count) = stream.advance(m, op.width, cursor.si, step, mask, run.count)?;
+            (run.source, run.count) = (Some(place), count);
+        }
+        if let Some(stream) = &mut destination {
+            let (place, count) = stream.advance(m, op.width, cursor.di, step, mask, run.count)?;
+            (run.destination, run.count) = (Some(place), count);
+        }
+        let result = run.execute(m, op);
+        let moved = step.wrapping_mul(run.done);
+        cursor.si = cursor.si.wrapping_add(moved) & mask;
+        cursor.di = cursor.di.wrapping_add(moved) & mask;
+        cursor.count -= run.done;
+        let ended = result?;
+        if cursor.count == 0 || ended {
             return Ok(());
         }
-        if matches!(op.kind, Kind::Cmps | Kind::Scas) && m.flag(ZF) != (op.repeat == Repeat::WhileEqual) {
-            return Ok(());
-        }
-        if m.flag(Rflags::TF.bits()) {
-            m.next = m.rip;
-            return Ok(());
-        }
-        budget -= 1;
+        budget -= run.done;
         if budget == 0 {
+            if single {
+                m.next = m.rip;
+                return Ok(());
+            }
             return Err(Halt::Partial);
         }
     }
 }
 
-struct Streams {
-    source: Option<View>,
-    destination: Option<(View, Access)>,
-    source_pages: PageCache,
-    destination_pages: PageCache,
+/// The distance from one element to the next.
+fn step<C: Cpu>(m: &Machine<'_, C>, width: Width) -> u64 {
+    let bytes = width.bytes() as u64;
+    if m.flag(Rflags::DF.bits()) { bytes.wrapping_neg() } else { bytes }
 }
 
-/// One iteration. Both places are translated before either is touched: a device read must not be lost to a page fault.
-#[inline]
-fn element<C: Cpu>(m: &mut Machine<'_, C>, op: StringOp, port: u16, cursor: &Cursor, streams: &mut Streams) -> Done {
-    let bytes = op.width.bytes();
-    let source = match &streams.source {
-        Some(view) => {
-            let linear = view.linear(cursor.si, bytes)?;
-            m.check_alignment(linear, bytes)?;
-            Some(m.locate_cached(&mut streams.source_pages, linear, bytes, Access::Read)?)
-        }
-        None => None,
-    };
-    let destination = match &streams.destination {
-        Some((view, access)) => {
-            let linear = view.linear(cursor.di, bytes)?;
-            m.check_alignment(linear, bytes)?;
-            Some(m.locate_cached(&mut streams.destination_pages, linear, bytes, *access)?)
-        }
-        None => None,
-    };
-    let accumulator = crate::machine::Register::new(Gpr::Rax, op.width);
-    match (op.kind, source, destination) {
-        (Kind::Movs, Some(source), Some(destination)) => {
-            let value = m.load(source)?;
-            m.store(destination, value)?;
-        }
-        (Kind::Stos, _, Some(destination)) => {
-            let value = accumulator.get(m.cpu.gprs());
-            m.store(destination, value)?;
-        }
-        (Kind::Lods, Some(source), _) => {
-            let value = m.load(source)?;
-            accumulator.set(m.cpu.gprs_mut(), value);
-        }
-        (Kind::Cmps, Some(source), Some(destination)) => {
-            let (a, b) = (m.load(source)?, m.load(destination)?);
-            m.rflags = alu::binary(Binary::Sub, op.width, a, b, m.rflags).1;
-        }
-        (Kind::Scas, _, Some(destination)) => {
-            let (a, b) = (accumulator.get(m.cpu.gprs()), m.load(destination)?);
-            m.rflags = alu::binary(Binary::Sub, op.width, a, b, m.rflags).1;
-        }
-        (Kind::Ins, _, Some(destination)) => {
-            let value = m.cpu.port_in(port, op.width)?;
-            m.store(destination, u64::from(value))?;
-        }
-        (Kind::Outs, Some(source), _) => {
-            let value = m.load(source)?;
-            m.cpu.port_out(port, op.width, value as u32)?;
-        }
-        _ => return Err(Halt::Unsupported),
+/// Source or destination.
+struct Stream {
+    view: View,
+    access: Access,
+    pages: PageCache,
+}
+
+impl Stream {
+    fn new(view: View, access: Access) -> Self {
+        Self { view, access, pages: PageCache::default() }
     }
-    Ok(())
+
+    /// Where the element at `offset` is, and how many of the `wanted` elements from there on lie in its page. It is 1 if this element
+    /// lies in two pages, or the segment ends before the page does.
+    fn advance<C: Cpu>(
+        &mut self,
+        m: &mut Machine<'_, C>,
+        width: Width,
+        offset: u64,
+        step: u64,
+        mask: u64,
+        wanted: u64,
+    ) -> Done<(Place, u64)> {
+        let bytes = width.bytes();
+        let linear = self.view.linear(offset, bytes)?;
+        m.check_alignment(linear, bytes)?;
+        let place = m.locate_cached(&mut self.pages, linear, bytes, self.access)?;
+        if place.address().is_none() {
+            return Ok((place, 1));
+        }
+        let in_page = linear % PAGE_SIZE;
+        let left = if step == bytes as u64 { PAGE_SIZE - in_page } else { in_page + bytes as u64 };
+        let count = wanted.min(left / bytes as u64);
+        // Offsets that wrap, or a last element outside of the segment: one by one.
+        let last = offset.wrapping_add(step.wrapping_mul(count - 1));
+        let whole = last & mask == last
+            && (last >= offset) == (step == bytes as u64 || count == 1)
+            && self.view.linear(last, bytes).is_ok();
+        Ok((place, if whole { count } else { 1 }))
+    }
+}
+
+/// Elements in a row, each within one page; or a single one.
+struct Run {
+    port: u16,
+    step: u64,
+    source: Option<Place>,
+    destination: Option<Place>,
+    count: u64,
+    /// Elements completed.
+    done: u64,
+}
+
+impl Run {
+    /// True if the condition of REPE or REPNE has ended the instruction.
+    fn execute<C: Cpu>(&mut self, m: &mut Machine<'_, C>, op: StringOp) -> Done<bool> {
+        let accumulator = Register::new(Gpr::Rax, op.width);
+        let nowhere = Place::in_page(Gpa(0), 0);
+        let mut source = self.source.unwrap_or(nowhere);
+        let mut destination = self.destination.unwrap_or(nowhere);
+        let repeats = |equal: bool| match op.repeat {
+            Repeat::Once => false,
+            Repeat::WhileEqual => equal,
+            Repeat::WhileNotEqual => !equal,
+        };
+        while self.done < self.count {
+            let mut goes_on = true;
+            match op.kind {
+                Kind::Movs => {
+                    let value = m.load(source)?;
+                    m.store(destination, value)?;
+                }
+                Kind::Stos => {
+                    let value = accumulator.get(m.cpu.gprs());
+                    m.store(destination, value)?;
+                }
+                Kind::Lods => {
+                    let value = m.load(source)?;
+                    accumulator.set(m.cpu.gprs_mut(), value);
+                }
+                Kind::Cmps => {
+                    let (a, b) = (m.load(source)?, m.load(destination)?);
+                    m.rflags = alu::binary(Binary::Sub, op.width, a, b, m.rflags).1;
+                    goes_on = repeats(a == b);
+                }
+                Kind::Scas => {
+                    let (a, b) = (accumulator.get(m.cpu.gprs()), m.load(destination)?);
+                    m.rflags = alu::binary(Binary::Sub, op.width, a, b, m.rflags).1;
+                    goes_on = repeats(a == b);
+                }
+                Kind::Ins => {
+                    let value = m.cpu.port_in(self.port, op.width)?;
+                    m.store(destination, u64::from(value))?;
+                }
+                Kind::Outs => {
+                    let value = m.load(source)?;
+                    m.cpu.port_out(self.port, op.width, value as u32)?;
+                }
+            }
+            self.done += 1;
+            if !goes_on {
+                return Ok(true);
+            }
+            source.shift(self.step);
+            destination.shift(self.step);
+        }
+        Ok(false)
+    }
 }

@@ -40,9 +40,7 @@ fn classify(mnemonic: Mnemonic) -> Option<(Encoding, Part, Alignment)> {
     use Encoding::{Legacy, Vex};
     use Mnemonic as M;
     Some(match mnemonic {
-        M::Movaps | M::Movapd | M::Movdqa | M::Movntdq | M::Movntdqa | M::Movntps | M::Movntpd => {
-            (Legacy, Part::Whole, Natural)
-        }
+        M::Movaps | M::Movapd | M::Movdqa | M::Movntdq | M::Movntdqa | M::Movntps | M::Movntpd => (Legacy, Part::Whole, Natural),
         M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntdq | M::Vmovntdqa | M::Vmovntps | M::Vmovntpd => {
             (Vex, Part::Whole, Natural)
         }
@@ -131,9 +129,7 @@ fn check_enabled<C: Cpu>(exec: &Exec<'_, '_, C>, encoding: Encoding) -> Result<(
         Encoding::Legacy => cr0 & Cr0::EM.bits() == 0 && cr4 & Cr4::OSFXSR.bits() != 0,
         // XCR0: SSE and AVX state.
         Encoding::Vex => {
-            cr4 & Cr4::OSXSAVE.bits() != 0
-                && cpu.xcr0() & 6 == 6
-                && !matches!(exec.m.mode, Mode::Real | Mode::Virtual8086)
+            cr4 & Cr4::OSXSAVE.bits() != 0 && cpu.xcr0() & 6 == 6 && !matches!(exec.m.mode, Mode::Real | Mode::Virtual8086)
         }
     };
     if !enabled {

@@ -300,18 +300,8 @@ fn the_decoders_agree_on_every_plain_form() {
         &[0x6e],
         &[0xa5],
     ];
-    let prefixes: [&[u8]; 10] = [
-        &[],
-        &[0x66],
-        &[0x67],
-        &[0x66, 0x67],
-        &[0x67, 0x66],
-        &[0x66, 0x66],
-        &[0x65],
-        &[0xf3],
-        &[0x2e, 0xf2, 0x67],
-        &[0x3e],
-    ];
+    let prefixes: [&[u8]; 10] =
+        [&[], &[0x66], &[0x67], &[0x66, 0x67], &[0x67, 0x66], &[0x66, 0x66], &[0x65], &[0xf3], &[0x2e, 0xf2, 0x67], &[0x3e]];
     let mut completed = 0;
     let mut random = common::Random(7);
     for make in [TestCpu::long as fn() -> TestCpu, TestCpu::protected32, TestCpu::protected16, TestCpu::real] {

@@ -554,7 +554,8 @@ fn case(random: &mut Random, form: &Form, after: u64) -> Case {
             if risk { target(random, bytes) } else { SCRATCH + 0x1000 - close + random.below(600) & !7 }
         };
         let offset = if gs { GS_BASE } else { 0 };
-        gprs[Gpr::Rsi as usize] = at(random, risky == 0).wrapping_sub(offset) & if narrow { 0xffff_ffff } else { u64::MAX } | high;
+        gprs[Gpr::Rsi as usize] =
+            at(random, risky == 0).wrapping_sub(offset) & if narrow { 0xffff_ffff } else { u64::MAX } | high;
         gprs[Gpr::Rdi as usize] = at(random, risky == 1) | high;
         let repeated = match random.below(3) {
             0 => 0,
@@ -584,7 +585,8 @@ fn case(random: &mut Random, form: &Form, after: u64) -> Case {
     let mut code = Vec::new();
     let mut relative = None;
     let mut vex_rex = 0;
-    let at = target(random, operand) & if form.special == Special::None && operand >= 16 && random.one_in(2) { !(operand - 1) } else { !0 };
+    let at = target(random, operand)
+        & if form.special == Special::None && operand >= 16 && random.one_in(2) { !(operand - 1) } else { !0 };
     let at = if form.special == Special::Cmpxchg8b && random.one_in(2) { at & !(operand - 1) } else { at };
     // No split locks: some hosts punish them.
     let split = form.lock && (at % 64 + operand > 64 || form.special == Special::BitOffset);

@@ -4,7 +4,9 @@ mod common;
 
 use common::{Event, Rights, TestCpu};
 use emul::{Outcome, emulate};
-use x86defs::{Cr0, Cr4, DescriptorTable, Efer, Exception, Gpr, Rflags, Segment, SegmentAttributes, SegmentRegister, Width, vector};
+use x86defs::{
+    Cr0, Cr4, DescriptorTable, Efer, Exception, Gpr, Rflags, Segment, SegmentAttributes, SegmentRegister, Width, vector,
+};
 
 /// Runs `bytes` and demands that they complete; returns RIP and RFLAGS.
 #[track_caller]
@@ -227,14 +229,8 @@ fn near_branches_through_memory() {
 fn with_gdt(mut cpu: TestCpu) -> TestCpu {
     cpu.map(0x8000, 0x1000, Rights::ReadWrite);
     cpu.gdtr = DescriptorTable { base: 0x8000, limit: 6 * 8 - 1 };
-    let descriptors: [u64; 6] = [
-        0,
-        0x00cf_9300_0000_ffff,
-        0x00cf_9b00_0000_ffff,
-        0x12c0_f234_5678_0002,
-        0x00cf_1300_0000_ffff,
-        0x0000_8b00_0000_0067,
-    ];
+    let descriptors: [u64; 6] =
+        [0, 0x00cf_9300_0000_ffff, 0x00cf_9b00_0000_ffff, 0x12c0_f234_5678_0002, 0x00cf_1300_0000_ffff, 0x0000_8b00_0000_0067];
     for (i, descriptor) in descriptors.iter().enumerate() {
         cpu.put(0x8000 + 8 * i as u64, &descriptor.to_le_bytes());
     }

@@ -17,7 +17,8 @@ fn any_cpu() -> impl Strategy<Value = TestCpu> {
     ];
     // Registers near the mapped pages and anywhere.
     let register = prop_oneof![0u64..0x8000, 0xffff_f000u64..0x1_0000_1000, any::<u64>()];
-    let segment = (any::<u16>(), 0u16..0x2000, any::<u32>(), prop_oneof![Just(0u64), any::<u32>().prop_map(u64::from), any::<u64>()]);
+    let segment =
+        (any::<u16>(), 0u16..0x2000, any::<u32>(), prop_oneof![Just(0u64), any::<u32>().prop_map(u64::from), any::<u64>()]);
     (
         cpu,
         prop::collection::vec(register, 16),
@@ -41,7 +42,11 @@ fn any_cpu() -> impl Strategy<Value = TestCpu> {
             }
             cpu.cpl = cpu.cpl.max(if user { 3 } else { 0 });
             cpu.gdtr.limit = 0xffff;
-            cpu.map(0, 0x4000, Rights::ReadWrite).map(0x4000, 0x1000, Rights::ReadOnly).map(0xffff_f000, 0x1000, Rights::ReadWrite);
+            cpu.map(0, 0x4000, Rights::ReadWrite).map(0x4000, 0x1000, Rights::ReadOnly).map(
+                0xffff_f000,
+                0x1000,
+                Rights::ReadWrite,
+            );
             for at in (0x1000..0x4000).step_by(64) {
                 cpu.put(at, &memory);
             }
@@ -52,18 +57,21 @@ fn any_cpu() -> impl Strategy<Value = TestCpu> {
 
 /// Bytes that are mostly instructions: prefixes, an opcode, operands.
 fn any_code() -> impl Strategy<Value = Vec<u8>> {
-    let prefix = prop::sample::select(vec![0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x48, 0x41, 0xc5, 0xc4]);
+    let prefix =
+        prop::sample::select(vec![0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x48, 0x41, 0xc5, 0xc4]);
     let opcode = prop_oneof![
         any::<u8>().prop_map(|b| vec![b]),
         any::<u8>().prop_map(|b| vec![0x0f, b]),
         any::<u8>().prop_map(|b| vec![0x0f, 0x38, b]),
     ];
-    (prop::collection::vec(prefix, 0..4), opcode, prop::collection::vec(any::<u8>(), 0..14)).prop_map(|(mut code, opcode, rest)| {
-        code.extend(opcode);
-        code.extend(rest);
-        code.truncate(15);
-        code
-    })
+    (prop::collection::vec(prefix, 0..4), opcode, prop::collection::vec(any::<u8>(), 0..14)).prop_map(
+        |(mut code, opcode, rest)| {
+            code.extend(opcode);
+            code.extend(rest);
+            code.truncate(15);
+            code
+        },
+    )
 }
 
 proptest! {

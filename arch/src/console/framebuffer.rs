@@ -149,11 +149,8 @@ mod tests {
 
     fn layout(bits: u8) -> Layout {
         let field = |position, size| Field { position, size };
-        let (red, green, blue) = if bits == 16 {
-            (field(11, 5), field(5, 6), field(0, 5))
-        } else {
-            (field(16, 8), field(8, 8), field(0, 8))
-        };
+        let (red, green, blue) =
+            if bits == 16 { (field(11, 5), field(5, 6), field(0, 5)) } else { (field(16, 8), field(8, 8), field(0, 8)) };
         let bytes = u32::from(bits).div_ceil(8);
         Layout { address: 0x1000, pitch: 100 * bytes + 12, width: 100, height: 50, bits_per_pixel: bits, red, green, blue }
     }

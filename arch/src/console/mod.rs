@@ -33,6 +33,7 @@ pub enum Display {
     FrameBuffer(framebuffer::Layout),
 }
 
+#[allow(clippy::large_enum_variant, reason = "there is one, and it lives in a static")]
 enum Shown {
     Vga(Terminal<VgaText, [u8; vga::CELLS]>),
     FrameBuffer(Terminal<FrameBuffer, Vec<u8>>),
@@ -81,8 +82,7 @@ impl Output {
     }
 }
 
-static OUTPUT: Mutex<Output> =
-    Mutex::new(Output { ports: [Port::new(), Port::new()], display: None, set_up: false });
+static OUTPUT: Mutex<Output> = Mutex::new(Output { ports: [Port::new(), Port::new()], display: None, set_up: false });
 static INPUT: Mutex<Ring<RECEIVE_RING>> = Mutex::new(Ring::new());
 
 /// Sets the console up, polled for the time being. Ports that do not answer are returned.

@@ -87,11 +87,7 @@ impl Gate {
 
     /// A present interrupt gate (IF is cleared on entry) of DPL 0.
     const fn interrupt(address: u64, ist: u8) -> Self {
-        let low = address & 0xffff
-            | (CODE as u64) << 16
-            | (ist as u64) << 32
-            | 0x8e << 40
-            | (address >> 16 & 0xffff) << 48;
+        let low = address & 0xffff | (CODE as u64) << 16 | (ist as u64) << 32 | 0x8e << 40 | (address >> 16 & 0xffff) << 48;
         Self([low, address >> 32])
     }
 }

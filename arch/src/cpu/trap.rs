@@ -91,10 +91,11 @@ fn non_maskable(_frame: &TrapFrame) {
     percpu::current().nmis.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Reports NMIs that have come to this CPU since the last call. The chipset's reason is in port 0x61: SERR# and IOCHK#.
+/// Reports NMIs that have come to this CPU since the last call. Called on every timer interrupt, where no lock is held. The chipset's reason is in port 0x61: SERR# and IOCHK#.
 pub fn report_nmis() {
-    let count = percpu::current().nmis.swap(0, Ordering::Relaxed);
-    if count > 0 {
+    let nmis = &percpu::current().nmis;
+    if nmis.load(Ordering::Relaxed) > 0 {
+        let count = nmis.swap(0, Ordering::Relaxed);
         // SAFETY: reading port 0x61 has no side effect.
         let status = unsafe { port::read_u8(0x61) };
         let reason = match (status & 0x80 != 0, status & 0x40 != 0) {
@@ -167,9 +168,7 @@ fn stack_below(address: u64) -> Option<&'static str> {
 fn exception(frame: &TrapFrame) -> ! {
     let vector = frame.vector as u8;
     match vector {
-        vector::PF => {
-            crash::die(format_args!("{}", PageFault { address: cr::cr2(), code: frame.error_code }), Some(frame))
-        }
+        vector::PF => crash::die(format_args!("{}", PageFault { address: cr::cr2(), code: frame.error_code }), Some(frame)),
         // A stack that runs into its guard page cannot take the #PF's frame either, so it ends here, with CR2 telling where.
         vector::DF if let Some(stack) = stack_below(cr::cr2()) => {
             crash::die(format_args!("{}: {stack} stack overflow at {:#x}", name(vector), cr::cr2()), Some(frame))

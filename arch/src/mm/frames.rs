@@ -172,7 +172,10 @@ fn managed(usable: impl Iterator<Item = Range> + Clone, limit: Option<u64>) -> i
 /// The whole pages of a range that are at or above `start` and below `limit`.
 fn clip(range: Range, start: u64, limit: Option<u64>) -> Range {
     let start = range.start.max(start);
-    Range::new(start.saturating_add(PAGE_SIZE - 1) & !(PAGE_SIZE - 1), range.end.min(limit.unwrap_or(u64::MAX)) & !(PAGE_SIZE - 1))
+    Range::new(
+        start.saturating_add(PAGE_SIZE - 1) & !(PAGE_SIZE - 1),
+        range.end.min(limit.unwrap_or(u64::MAX)) & !(PAGE_SIZE - 1),
+    )
 }
 
 /// Starts the allocator with the part below 4 GiB of the `usable` ranges of the memory map, less all `reserved` ones (image, modules,

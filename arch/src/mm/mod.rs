@@ -136,10 +136,12 @@ fn map(address: Hpa, size: u64, memory_type: MemoryType) {
     let mut map = |start: u64, end: u64| table.map(direct::BASE + start, end - start, Hpa(start), rights, memory_type);
     let result = match map(start, end) {
         // Some of it is there already: page by page, then.
-        Err(MapError::Overlap(_)) => (start..end).step_by(PAGE_SIZE as usize).try_for_each(|page| match map(page, page + PAGE_SIZE) {
-            Err(MapError::Overlap(_)) => Ok(()),
-            other => other,
-        }),
+        Err(MapError::Overlap(_)) => {
+            (start..end).step_by(PAGE_SIZE as usize).try_for_each(|page| match map(page, page + PAGE_SIZE) {
+                Err(MapError::Overlap(_)) => Ok(()),
+                other => other,
+            })
+        }
         other => other,
     };
     if let Err(error) = result {

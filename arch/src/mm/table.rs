@@ -157,14 +157,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     ///
     /// # Errors
     /// See [`MapError`]. All three numbers must be multiples of 4 KiB.
-    pub fn map(
-        &mut self,
-        start: u64,
-        size: u64,
-        frame: Hpa,
-        rights: Rights,
-        memory_type: MemoryType,
-    ) -> Result<(), MapError> {
+    pub fn map(&mut self, start: u64, size: u64, frame: Hpa, rights: Rights, memory_type: MemoryType) -> Result<(), MapError> {
         check_range(start, size)?;
         if !frame.is_aligned(PAGE_SIZE) || frame.0.checked_add(size).is_none() {
             return Err(MapError::BadRange(start));

@@ -8,21 +8,22 @@ use x86defs::{
     Access, ControlRegister, EntryFailure, Exception, Exit, Gpa, Gpr, Gprs, TaskSwitch, TaskSwitchReason, Width, vector,
 };
 
-/// Where the exiting instruction ends, and the register that it names in ModRM.rm (MOV to or from CR only).
+/// Where the exiting instruction ends; for MOV to or from CR also the register that it names in ModRM.rm, and whether it is 64-bit code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Extent {
     pub next_rip: u64,
     pub operand: Gpr,
+    pub long: bool,
 }
 
 /// Turns the exit that the CPU has written to `control` into a question, and notes in `question` what its answer will need.
 ///
-/// `measure` is asked for the extent of the instruction, only for exits whose answer completes it and only if the CPU does not say
-/// it. It takes the exit code and whether this is a WRMSR. Exits that concern the host alone (INTR, NMI, IRET ...) do not come here.
+/// `measure` is asked for the extent of the instruction, given the exit code, only for exits whose answer completes it. `None`: the
+/// exit is not the guest's question but the host's own business (an interrupt, an NMI, a machine check, IRET at the end of an NMI).
 #[inline(always)]
-pub fn decode(control: &Control, gprs: &Gprs, question: &mut Question, measure: impl FnOnce(u32) -> Extent) -> Exit {
+pub fn decode(control: &Control, gprs: &Gprs, question: &mut Question, measure: impl FnOnce(u32) -> Extent) -> Option<Exit> {
     let code = control.exit_code as u32;
-    match code {
+    Some(match code {
         exit_code::CPUID => {
             question.next_rip = measure(code).next_rip;
             Exit::Cpuid { leaf: gprs.get32(Gpr::Rax), subleaf: gprs.get32(Gpr::Rcx) }
@@ -64,6 +65,7 @@ pub fn decode(control: &Control, gprs: &Gprs, question: &mut Question, measure: 
             Exit::Rdpmc { index: gprs.get32(Gpr::Rcx) }
         }
         exit_code::CR0_READ..=exit_code::CR15_WRITE => control_access(code, gprs, question, measure(code)),
+        exit_code::INTR..=exit_code::INIT | exit_code::IRET | exit_code::EXCEPTION_MC => return None,
         exit_code::EXCEPTION..=exit_code::EXCEPTION_LAST => Exit::Exception(exception(code, control)),
         exit_code::SHUTDOWN => Exit::TripleFault,
         exit_code::TASK_SWITCH => Exit::TaskSwitch(task_switch(control)),
@@ -74,7 +76,7 @@ pub fn decode(control: &Control, gprs: &Gprs, question: &mut Question, measure: 
         | exit_code::RDPRU => Exit::UndefinedInstruction,
         exit_code::INVALID => Exit::EntryFailed(EntryFailure { code: control.exit_code, info: control.exit_info1 }),
         _ => Exit::Unknown { code: control.exit_code, info: control.exit_info1 },
-    }
+    })
 }
 
 /// IN, OUT, INS and OUTS (15.10.2). EXITINFO2 is the RIP after the instruction on every CPU.
@@ -126,11 +128,12 @@ fn control_access(code: u32, gprs: &Gprs, question: &mut Question, extent: Exten
     question.next_rip = extent.next_rip;
     question.control = register;
     question.gpr = extent.operand;
+    question.long = extent.long;
     if code < exit_code::CR0_WRITE {
         Exit::ControlRead { register }
     } else {
         let value = gprs[extent.operand];
-        Exit::ControlWrite { register, value: if question.long { value } else { value & 0xffff_ffff } }
+        Exit::ControlWrite { register, value: if extent.long { value } else { value & 0xffff_ffff } }
     }
 }
 

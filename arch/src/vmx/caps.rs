@@ -39,7 +39,7 @@ impl core::fmt::Display for Unsupported {
     }
 }
 
-/// What to do with IA32_FEATURE_CONTROL (24.7).
+/// What to do with IA32_FEATURE_CONTROL (25.7).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FeatureControl {
     /// VMXON is allowed.
@@ -281,7 +281,7 @@ impl Controls {
         let entry = settle(raw.entry, require(raw.entry, &ENTRY_REQUIRED)?, if pat { pat_entry } else { 0 });
         require(raw.entry, &ENTRY_ON_DEMAND)?;
 
-        // 24.8 and A.7: with unrestricted guest, PE and PG need not be 1.
+        // 25.8 and A.7: with unrestricted guest, PE and PG need not be 1.
         let pe_pg = (x86defs::Cr0::PE | x86defs::Cr0::PG).bits();
         Ok(Self {
             revision: raw.revision(),
@@ -406,7 +406,7 @@ mod tests {
         RawCapabilities::read(|index| *msrs.get(&index).unwrap_or_else(|| panic!("read of MSR {index:#x}, which does not exist")))
     }
 
-    /// No word may have a bit that the CPU forbids, or lack one that it demands (27.2.1.1).
+    /// No word may have a bit that the CPU forbids, or lack one that it demands (28.2.1.1).
     fn assert_enterable(raw: &RawCapabilities, c: &Controls) {
         for (allowed, word) in
             [(raw.pin, c.pin), (raw.primary, c.primary), (raw.secondary, c.secondary), (raw.exit, c.exit), (raw.entry, c.entry)]

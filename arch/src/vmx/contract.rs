@@ -2,7 +2,9 @@
 
 use super::{spec::PrimaryControls, spec::control, spec::guest, vcpu::VmxVcpu};
 use core::fmt;
-use x86defs::{EntryFailure, Exception, Exit, Gprs, Resume, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuState, paging::PagingContext};
+use x86defs::{
+    EntryFailure, Exception, Exit, Gprs, Resume, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuState, paging::PagingContext,
+};
 
 impl Vcpu for VmxVcpu {
     fn load(&mut self) {
@@ -23,7 +25,11 @@ impl Vcpu for VmxVcpu {
     }
     #[inline]
     fn complete(&mut self, resume: Resume) {
-        self.finish(resume);
+        if self.vmcs.is_active() {
+            self.finish(resume);
+        } else {
+            self.finish_unloaded(resume);
+        }
     }
 
     #[inline]

@@ -1,6 +1,6 @@
 //! Turns an exit's raw fields into the question that it asks. Pure: the fields come from whoever calls, the VMCS or a test.
 //!
-//! Manual: see [`super::spec`]. Exit qualifications: 28.2.1; vectored events: 28.2.2 to 28.2.4.
+//! Manual: see [`super::spec`]. Exit qualifications: 29.2.1; vectored events: 29.2.2 to 29.2.4.
 
 use super::spec::{interruption, reason, ro};
 use x86defs::{
@@ -16,47 +16,50 @@ pub trait Fields {
     fn cr0(&self) -> u64;
     /// The guest executes 64-bit code: operands of MOV to CR are 64 bits wide.
     fn long_code(&self) -> bool;
-}
 
-/// The exit reasons after which an interrupted event delivery, or the end of NMI blocking by a faulting IRET, must be looked at, or that
-/// the host has to serve first: as a bit mask, because the common exits should pay no more than one test.
-pub const NEEDS_SERVICE: u64 = 1 << reason::EXCEPTION_OR_NMI
-    | 1 << reason::EXTERNAL_INTERRUPT
-    | 1 << reason::TASK_SWITCH
-    | 1 << reason::APIC_ACCESS
-    | 1 << reason::EPT_VIOLATION
-    | 1 << reason::EPT_MISCONFIGURATION;
+    /// Called before decoding where the host has something to serve, or where the delivery of an event may have been cut short.
+    fn serve(&mut self, reason: u32);
+    /// The answer to this port read will be so wide.
+    fn remember_width(&mut self, width: Width);
+    /// The answer to an access of a control register will need its operands.
+    fn remember_control(&mut self, qualification: u64);
+}
 
 /// Decodes the exit with exit-reason field `raw`.
 #[inline(always)]
-pub fn decode<F: Fields>(raw: u32, f: &F) -> Exit {
-    if raw & reason::ENTRY_FAILURE != 0 {
-        return entry_failure(raw, f);
-    }
-    match raw as u16 {
+pub fn decode<F: Fields>(raw: u32, f: &mut F) -> Exit {
+    // Bits above the basic reason are rare, so they fall through to the end instead of being looked at first.
+    match raw {
         reason::CPUID => Exit::Cpuid { leaf: f.gpr(Gpr::Rax) as u32, subleaf: f.gpr(Gpr::Rcx) as u32 },
-        reason::IO => io(f.field(ro::EXIT_QUALIFICATION), f.gpr(Gpr::Rax)),
+        reason::IO => io(f.field(ro::EXIT_QUALIFICATION), f),
         reason::RDMSR => Exit::MsrRead { index: f.gpr(Gpr::Rcx) as u32 },
         reason::WRMSR => Exit::MsrWrite { index: f.gpr(Gpr::Rcx) as u32, value: edx_eax(f) },
         reason::EPT_VIOLATION => {
+            f.serve(reason::EPT_VIOLATION);
             let gpa = Gpa(f.field(ro::GUEST_PHYSICAL_ADDR_FULL));
             Exit::Stage2Fault { gpa, access: ept_access(f.field(ro::EXIT_QUALIFICATION)) }
         }
-        reason::EXTERNAL_INTERRUPT => Exit::HostInterrupt,
+        reason::EXTERNAL_INTERRUPT => {
+            f.serve(reason::EXTERNAL_INTERRUPT);
+            Exit::HostInterrupt
+        }
         reason::INTERRUPT_WINDOW => Exit::InterruptWindow,
         reason::NMI_WINDOW => Exit::NmiWindow,
         reason::HLT => Exit::Hlt,
         reason::PAUSE => Exit::Pause,
         reason::VMCALL => Exit::Hypercall,
         reason::CR_ACCESS => cr_access(f.field(ro::EXIT_QUALIFICATION), f),
-        reason::EXCEPTION_OR_NMI => exception(f),
+        reason::EXCEPTION_OR_NMI => {
+            f.serve(reason::EXCEPTION_OR_NMI);
+            exception(f)
+        }
         reason::TRIPLE_FAULT => Exit::TripleFault,
         reason::TASK_SWITCH => task_switch(f),
         reason::INVD | reason::WBINVD => Exit::CacheFlush,
         reason::RDPMC => Exit::Rdpmc { index: f.gpr(Gpr::Rcx) as u32 },
         reason::RDTSC | reason::RDTSCP => Exit::Rdtsc,
         reason::XSETBV => Exit::Xsetbv { index: f.gpr(Gpr::Rcx) as u32, value: edx_eax(f) },
-        // 26.1.2: what a guest without SMX, VMX, MONITOR, SGX, key locker or WAITPKG may not execute.
+        // 27.1.2: what a guest without SMX, VMX, MONITOR, SGX, key locker or WAITPKG may not execute.
         reason::GETSEC
         | reason::VMCLEAR..=reason::VMXON
         | reason::MWAIT
@@ -70,9 +73,33 @@ pub fn decode<F: Fields>(raw: u32, f: &F) -> Exit {
         | reason::TPAUSE
         | reason::LOADIWKEY => Exit::UndefinedInstruction,
         // A misconfigured entry is never on purpose here, and its qualification says nothing: report it, with the address.
-        reason::EPT_MISCONFIGURATION => Exit::Unknown { code: u64::from(raw), info: f.field(ro::GUEST_PHYSICAL_ADDR_FULL) },
-        // Not asked for: INIT and SIPI, INVLPG, MOV DR, INVPCID, XSAVES, APIC accesses ...
-        _ => Exit::Unknown { code: u64::from(raw), info: f.field(ro::EXIT_QUALIFICATION) },
+        reason::EPT_MISCONFIGURATION => {
+            f.serve(reason::EPT_MISCONFIGURATION);
+            Exit::Unknown { code: u64::from(raw), info: f.field(ro::GUEST_PHYSICAL_ADDR_FULL) }
+        }
+        reason::APIC_ACCESS => {
+            f.serve(reason::APIC_ACCESS);
+            Exit::Unknown { code: u64::from(raw), info: f.field(ro::EXIT_QUALIFICATION) }
+        }
+        // Not asked for: INIT and SIPI, INVLPG, MOV DR, INVPCID, XSAVES ...
+        _ => unusual(raw, f),
+    }
+}
+
+/// An exit with more than a basic reason (26.9.1: the entry failed, or the guest was in an enclave), or an unknown one.
+#[cold]
+fn unusual<F: Fields>(raw: u32, f: &mut F) -> Exit {
+    let basic = u32::from(raw as u16);
+    if raw & reason::ENTRY_FAILURE != 0 {
+        // Reasons 33, 34 and 41 (28.8).
+        if basic == reason::ENTRY_MACHINE_CHECK {
+            f.serve(basic);
+        }
+        Exit::EntryFailed(EntryFailure { code: u64::from(basic), info: f.field(ro::EXIT_QUALIFICATION) })
+    } else if basic != raw {
+        decode(basic, f)
+    } else {
+        Exit::Unknown { code: u64::from(raw), info: f.field(ro::EXIT_QUALIFICATION) }
     }
 }
 
@@ -80,31 +107,24 @@ fn edx_eax<F: Fields>(f: &F) -> u64 {
     (f.gpr(Gpr::Rdx) << 32) | (f.gpr(Gpr::Rax) & 0xffff_ffff)
 }
 
-/// Reasons 33, 34 and 41 (27.8); the qualification tells more for the first two.
-#[cold]
-fn entry_failure<F: Fields>(raw: u32, f: &F) -> Exit {
-    Exit::EntryFailed(EntryFailure { code: u64::from(raw as u16), info: f.field(ro::EXIT_QUALIFICATION) })
-}
-
-/// Table 28-5: size in bits 2:0, direction in 3, string in 4, port in 31:16.
-#[inline]
-fn io(qualification: u64, rax: u64) -> Exit {
+/// Exit qualification (29.2.1): size in bits 2:0, direction in 3, string in 4, port in 31:16.
+#[inline(always)]
+fn io<F: Fields>(qualification: u64, f: &mut F) -> Exit {
     let width = io_width(qualification);
     let port = (qualification >> 16) as u16;
     let read = qualification & 1 << 3 != 0;
     if qualification & 1 << 4 != 0 {
         Exit::PortString { port, width, write: !read }
     } else if read {
+        f.remember_width(width);
         Exit::PortRead { port, width }
     } else {
-        Exit::PortWrite { port, width, value: (rax & width.mask()) as u32 }
+        Exit::PortWrite { port, width, value: (f.gpr(Gpr::Rax) & width.mask()) as u32 }
     }
 }
 
-/// The width of a port access from its exit qualification.
-#[inline]
-#[must_use]
-pub const fn io_width(qualification: u64) -> Width {
+#[inline(always)]
+const fn io_width(qualification: u64) -> Width {
     match qualification & 7 {
         0 => Width::Byte,
         1 => Width::Word,
@@ -113,7 +133,7 @@ pub const fn io_width(qualification: u64) -> Width {
     }
 }
 
-/// Table 28-7: bit 0 read, 1 write, 2 fetch. A read-modify-write sets both of the first two, and needs the right to write.
+/// Exit qualification (29.2.1): bit 0 read, 1 write, 2 fetch. A read-modify-write sets both of the first two, and needs the right to write.
 const fn ept_access(qualification: u64) -> Access {
     if qualification & 2 != 0 {
         Access::Write
@@ -131,8 +151,10 @@ pub const fn cr_gpr(qualification: u64) -> Gpr {
     Gpr::from_index((qualification >> 8) as u8)
 }
 
-/// Table 28-3: register in bits 3:0, kind of access in 5:4, GPR in 11:8, LMSW's operand in 31:16.
-fn cr_access<F: Fields>(qualification: u64, f: &F) -> Exit {
+/// Exit qualification (29.2.1): register in bits 3:0, kind of access in 5:4, GPR in 11:8, LMSW's operand in 31:16.
+#[inline(never)]
+fn cr_access<F: Fields>(qualification: u64, f: &mut F) -> Exit {
+    f.remember_control(qualification);
     let register = match qualification & 0xf {
         0 => ControlRegister::Cr0,
         3 => ControlRegister::Cr3,
@@ -157,7 +179,8 @@ const fn lmsw(cr0: u64, operand: u16) -> u64 {
     (cr0 & !0xe) | (operand as u64 & 0xf)
 }
 
-/// An exception or NMI that ended the entry (25.9.2). An NMI is the host's.
+/// An exception or NMI that ended the entry (26.9.2). An NMI is the host's.
+#[inline(never)]
 fn exception<F: Fields>(f: &F) -> Exit {
     let info = f.field(ro::VMEXIT_INTERRUPTION_INFO) as u32;
     if interruption::kind(info) == interruption::NMI {
@@ -166,12 +189,13 @@ fn exception<F: Fields>(f: &F) -> Exit {
     let error_code =
         if info & interruption::ERROR_CODE_VALID != 0 { Some(f.field(ro::VMEXIT_INTERRUPTION_ERR_CODE) as u32) } else { None };
     let number = interruption::vector(info);
-    // 28.2.1: a page fault's qualification is its linear address.
+    // 29.2.1: a page fault's qualification is its linear address.
     let cr2 = if number == vector::PF { Some(f.field(ro::EXIT_QUALIFICATION)) } else { None };
     Exit::Exception(Exception { vector: number, error_code, cr2 })
 }
 
-/// Table 28-2: selector in bits 15:0, cause in 31:30. A task gate's error code comes with the interrupted event.
+/// Exit qualification (29.2.1): selector in bits 15:0, cause in 31:30. A task gate's error code comes with the interrupted event.
+#[inline(never)]
 fn task_switch<F: Fields>(f: &F) -> Exit {
     let qualification = f.field(ro::EXIT_QUALIFICATION);
     let reason = match qualification >> 30 & 3 {
@@ -203,6 +227,9 @@ mod tests {
         cr0: u64,
         long: bool,
         reads: RefCell<Vec<u32>>,
+        served: Option<u32>,
+        width: Option<Width>,
+        control: Option<u64>,
     }
 
     impl Fake {
@@ -229,6 +256,15 @@ mod tests {
         }
         fn long_code(&self) -> bool {
             self.long
+        }
+        fn serve(&mut self, reason: u32) {
+            self.served = Some(reason);
+        }
+        fn remember_width(&mut self, width: Width) {
+            self.width = Some(width);
+        }
+        fn remember_control(&mut self, qualification: u64) {
+            self.control = Some(qualification);
         }
     }
 
@@ -312,13 +348,17 @@ mod tests {
             (28, &[(Q, 0x20)], cr(ControlRegister::Cr0, 0x6000_0010)),
             (28, &[(Q, 0xfff9_0030)], cr(ControlRegister::Cr0, 0x6000_0019)),
             (28, &[(Q, 0x905)], unknown(28, 0x905)),
+            (10 | 1 << 27, &[], Exit::Cpuid { leaf: 0xaabb_ccdd, subleaf: 0xc000_0080 }),
             (33 | 1 << 31, &[(Q, 2)], failed(33, 2)),
             (34 | 1 << 31, &[(Q, 1)], failed(34, 1)),
             (41 | 1 << 31, &[(Q, 0)], failed(41, 0)),
         ];
         for (raw, fields, exit) in table {
-            let fake = Fake::new(fields);
-            assert_eq!(decode(*raw, &fake), *exit, "reason {raw:#x}, {fields:x?}");
+            let mut fake = Fake::new(fields);
+            assert_eq!(decode(*raw, &mut fake), *exit, "reason {raw:#x}, {fields:x?}");
+            assert_eq!(fake.served.is_some(), matches!(raw, 0 | 1 | 44 | 48 | 49 | 0x8000_0029), "reason {raw:#x}");
+            assert_eq!(fake.control.is_some(), *raw == 28);
+            assert_eq!(fake.width, if let PortRead { width, .. } = exit { Some(*width) } else { None });
             let mut reads = fake.reads.into_inner();
             reads.sort_unstable();
             let mut given: Vec<u32> = fields.iter().map(|f| f.0).collect();
@@ -326,20 +366,20 @@ mod tests {
             assert_eq!(reads, given, "fields read for reason {raw:#x}");
         }
         for raw in [11, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 36, 39, 50, 53, 59, 60, 67, 68, 69] {
-            assert_eq!(decode(raw, &Fake::new(&[])), UndefinedInstruction, "reason {raw}");
+            assert_eq!(decode(raw, &mut Fake::new(&[])), UndefinedInstruction, "reason {raw}");
         }
     }
 
     #[test]
     fn control_register_operands_are_64_bits_wide_in_64_bit_code() {
-        let fake = Fake { long: true, ..Fake::new(&[(Q, 0x900)]) };
-        assert_eq!(decode(28, &fake), Exit::ControlWrite { register: ControlRegister::Cr0, value: 0x9_8000_0031 });
+        let mut fake = Fake { long: true, ..Fake::new(&[(Q, 0x900)]) };
+        assert_eq!(decode(28, &mut fake), Exit::ControlWrite { register: ControlRegister::Cr0, value: 0x9_8000_0031 });
     }
 
     #[test]
     fn clts_and_lmsw() {
-        let protected = Fake { cr0: 0x8000_003b, ..Fake::new(&[(Q, 0x20)]) };
-        assert_eq!(decode(28, &protected), Exit::ControlWrite { register: ControlRegister::Cr0, value: 0x8000_0033 });
+        let mut protected = Fake { cr0: 0x8000_003b, ..Fake::new(&[(Q, 0x20)]) };
+        assert_eq!(decode(28, &mut protected), Exit::ControlWrite { register: ControlRegister::Cr0, value: 0x8000_0033 });
         assert_eq!(lmsw(0x8000_0031, 0xffff), 0x8000_003f);
         assert_eq!(lmsw(0x8000_003f, 0), 0x8000_0031, "LMSW clears MP, EM and TS but not PE");
         assert_eq!(lmsw(0x10, 1), 0x11);
@@ -355,8 +395,8 @@ mod tests {
                     (Q, q), (GPA, q), (INFO, info), (ro::VMEXIT_INTERRUPTION_ERR_CODE, info), (ro::IDT_VECTORING_INFO, info),
                     (ro::IDT_VECTORING_ERR_CODE, info),
                 ];
-                let fake = Fake { long, ..Fake::new(&fields) };
-                if let Exit::PortWrite { width, value, .. } = decode(raw, &fake) {
+                let mut fake = Fake { long, ..Fake::new(&fields) };
+                if let Exit::PortWrite { width, value, .. } = decode(raw, &mut fake) {
                     assert_eq!(u64::from(value) & !width.mask(), 0);
                 }
             }

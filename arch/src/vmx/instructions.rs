@@ -1,11 +1,11 @@
 //! The VMX instructions. VMREAD and VMWRITE are one instruction here: what can fail is checked where it can fail.
 //!
-//! Manual: see [`super::spec`], chapter 31.
+//! Manual: see [`super::spec`], chapter 32.
 
 use core::arch::asm;
 use x86defs::Hpa;
 
-/// VMfailInvalid or VMfailValid (31.2).
+/// VMfailInvalid or VMfailValid (32.2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Failed;
 
@@ -22,7 +22,7 @@ macro_rules! with_pointer {
 /// Enters VMX operation.
 ///
 /// # Safety
-/// CPL 0 with CR4.VMXE set; `region` is a page for this CPU alone whose first word is the revision identifier (25.11.5).
+/// CPL 0 with CR4.VMXE set; `region` is a page for this CPU alone whose first word is the revision identifier (26.11.5).
 pub unsafe fn vmxon(region: Hpa) -> Result<(), Failed> {
     // SAFETY: the caller's promise.
     unsafe { with_pointer!("vmxon", region.0) }

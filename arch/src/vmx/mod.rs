@@ -15,7 +15,7 @@ mod vpid;
 
 use crate::{
     cpu::{self, cr, msr},
-    mm::{direct, frames, guest::GuestRam},
+    mm::{direct, frames, guest::GuestRam, table::PageSize},
     vcpu::OwnedPages,
 };
 use alloc::sync::Arc;
@@ -31,8 +31,8 @@ pub use vcpu::VmxVcpu;
 pub struct Vmx {
     raw: RawCapabilities,
     controls: Controls,
-    /// Read by the CPU during entries of every vCPU, so kept for as long as this exists.
-    msr_bitmap: OwnedPages,
+    /// The page of the MSR bitmaps: every vCPU's entries read it, so every vCPU holds it.
+    msr_bitmap: Arc<OwnedPages>,
 }
 
 impl Vmx {
@@ -51,10 +51,10 @@ impl Vmx {
         let msr_bitmap = OwnedPages::new(1).ok_or(Unsupported::OutOfMemory)?;
         // SAFETY: the page is ours, and as large and aligned as an `MsrBitmap`.
         unsafe { msr_bitmap.as_ptr::<MsrBitmap>().write(MsrBitmap::new(controls.uses(SecondaryControls::ENABLE_RDTSCP))) };
-        Ok(Self { raw, controls, msr_bitmap })
+        Ok(Self { raw, controls, msr_bitmap: Arc::new(msr_bitmap) })
     }
 
-    /// Puts this CPU into VMX operation (24.7, 24.8). Once for each CPU, before it touches any vCPU.
+    /// Puts this CPU into VMX operation (25.7, 25.8). Once for each CPU, before it touches any vCPU.
     ///
     /// # Errors
     /// The firmware has locked VMX off on this CPU, VMXON failed, or no memory was left for its region.
@@ -92,7 +92,7 @@ impl Vmx {
     }
 
     /// CPUID as guests may see it at most: without the instructions that are #UD in a guest because their control is missing, as it
-    /// may be when nested (26.3, INVPCID, RDTSCP and XSAVES).
+    /// may be when nested (27.3, INVPCID, RDTSCP and XSAVES).
     #[must_use]
     pub const fn filter_cpuid(&self, leaf: u32, subleaf: u32, mut result: CpuidResult) -> CpuidResult {
         const INVPCID: u32 = 1 << 10;
@@ -115,21 +115,32 @@ impl Vmx {
         result
     }
 
-    /// The EPT pointer for tables whose root is at `root`: four levels, write-back, without accessed and dirty flags (25.6.11).
+    /// The largest pages that EPT tables may have on this CPU.
     #[must_use]
-    pub const fn ept_pointer(root: Hpa) -> u64 {
-        const WRITE_BACK: u64 = 6;
-        const FOUR_LEVELS: u64 = (4 - 1) << 3;
-        root.0 | WRITE_BACK | FOUR_LEVELS
+    pub const fn largest_page(&self) -> PageSize {
+        if self.controls.pages_1g && self.controls.pages_2m {
+            PageSize::Size1G
+        } else if self.controls.pages_2m {
+            PageSize::Size2M
+        } else {
+            PageSize::Size4K
+        }
     }
 
-    /// A vCPU at its reset state in `memory`, whose EPT tables have their root at `root`. This CPU must be in VMX operation.
+    /// A vCPU at its reset state in `memory`, which has EPT tables. This CPU must be in VMX operation.
     ///
     /// # Errors
     /// No memory, or no VPID left.
-    pub fn create_vcpu(&self, memory: &Arc<GuestRam>, root: Hpa, config: &VcpuConfig) -> Result<VmxVcpu, CreateError> {
-        VmxVcpu::new(&self.controls, memory.clone(), Self::ept_pointer(root), self.msr_bitmap.hpa(), config)
+    pub fn create_vcpu(&self, memory: &Arc<GuestRam>, config: &VcpuConfig) -> Result<VmxVcpu, CreateError> {
+        VmxVcpu::new(&self.controls, memory.clone(), self.msr_bitmap.clone(), config)
     }
+}
+
+/// The EPT pointer for tables whose root is at `root`: four levels, write-back, without accessed and dirty flags (26.6.11).
+const fn ept_pointer(root: Hpa) -> u64 {
+    const WRITE_BACK: u64 = 6;
+    const FOUR_LEVELS: u64 = (4 - 1) << 3;
+    root.0 | WRITE_BACK | FOUR_LEVELS
 }
 
 /// Opens IA32_FEATURE_CONTROL of this CPU, unless it is locked.
@@ -145,7 +156,7 @@ fn allow_vmxon() -> Result<(), Unsupported> {
     }
 }
 
-/// Leaves VMX operation on this CPU, if it is in it: INIT, with which some chipsets reset, is blocked otherwise (26.2). The vCPU that is
+/// Leaves VMX operation on this CPU, if it is in it: INIT, with which some chipsets reset, is blocked otherwise (25.8). The vCPU that is
 /// loaded, if any, cannot run any more.
 pub fn leave() {
     if cr::cr4() & Cr4::VMXE.bits() != 0 {

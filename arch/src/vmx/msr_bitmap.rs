@@ -1,6 +1,6 @@
 //! Which MSRs a guest reads and writes without an exit.
 //!
-//! Manual: see [`super::spec`], 25.6.9.
+//! Manual: see [`super::spec`], 26.6.9.
 
 use x86defs::msr;
 
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn layout() {
-        // 25.6.9: LSTAR (c0000082) writes are bit 2 of byte 0x10 in the last KiB; SYSENTER_ESP (175) reads bit 5 of byte 0x2e in the first.
+        // 26.6.9: LSTAR (c0000082) writes are bit 2 of byte 0x10 in the last KiB; SYSENTER_ESP (175) reads bit 5 of byte 0x2e in the first.
         let bitmap = MsrBitmap::new(false);
         assert_eq!(bitmap.0[0xc10], 0b1110_0001);
         assert_eq!(bitmap.0[0x410], 0b1110_0000, "EFER can be read as well");

@@ -1,6 +1,6 @@
 //! Segment registers between the architecture's form and the VMCS's. Pure.
 //!
-//! Manual: see [`super::spec`]: 25.4.1 for the fields, 27.3.1.2 for what an entry checks.
+//! Manual: see [`super::spec`]: 26.4.1 for the fields, 28.3.1.2 for what an entry checks.
 
 use super::spec::{UNUSABLE, guest};
 use x86defs::{Segment, SegmentAttributes, SegmentRegister};
@@ -62,7 +62,7 @@ pub const fn prepare(register: SegmentRegister, segment: Segment) -> (u32, u32) 
         _ if rights & UNUSABLE == 0 => rights |= 0x11,
         _ => {}
     }
-    // 27.3.1.2: G must be 0 if the low 12 limit bits are not all ones, and 1 if any of the high 12 bits is set.
+    // 28.3.1.2: G must be 0 if the low 12 limit bits are not all ones, and 1 if any of the high 12 bits is set.
     if rights & UNUSABLE == 0 {
         if limit & 0xfff != 0xfff && limit & 0xfff0_0000 != 0 {
             limit |= 0xfff;
@@ -124,7 +124,7 @@ mod tests {
     }
 
     proptest! {
-        /// The checks of 27.3.1.2 that do not depend on the guest's mode hold whatever a caller passes.
+        /// The checks of 28.3.1.2 that do not depend on the guest's mode hold whatever a caller passes.
         #[test]
         fn prepared_segments_pass_the_entry_checks(raw in any::<u16>(), limit in any::<u32>(), index in 0usize..8) {
             let register = [Es, Cs, Ss, Ds, Fs, Gs, Ldtr, Tr][index];

@@ -1,7 +1,7 @@
 //! Layouts that the `x86` crate does not have: exit reasons, interruption information, interruptibility, capability bits.
 //!
-//! Manual: Intel SDM vol. 3, order number 325384-084 (June 2024): chapters 24 (introduction to VMX), 25 (VMCS), 26 (non-root
-//! operation), 27 (entries), 28 (exits), 29 (address translation), 30 (APIC virtualisation), 31 (instructions), appendices A to C.
+//! Manual: Intel SDM vol. 3, order number 325384 rev. 085: chapters 25 (introduction to VMX), 26 (VMCS), 27 (non-root
+//! operation), 28 (entries), 29 (exits), 30 (address translation), 31 (APIC virtualisation), 32 (instructions), appendices A to C.
 //! The other files of this module cite the same revision.
 
 use x86defs::vector;
@@ -32,63 +32,63 @@ pub mod msr {
 
 /// Basic exit reasons (appendix C).
 pub mod reason {
-    pub const EXCEPTION_OR_NMI: u16 = 0;
-    pub const EXTERNAL_INTERRUPT: u16 = 1;
-    pub const TRIPLE_FAULT: u16 = 2;
-    pub const INIT: u16 = 3;
-    pub const SIPI: u16 = 4;
-    pub const INTERRUPT_WINDOW: u16 = 7;
-    pub const NMI_WINDOW: u16 = 8;
-    pub const TASK_SWITCH: u16 = 9;
-    pub const CPUID: u16 = 10;
-    pub const GETSEC: u16 = 11;
-    pub const HLT: u16 = 12;
-    pub const INVD: u16 = 13;
-    pub const INVLPG: u16 = 14;
-    pub const RDPMC: u16 = 15;
-    pub const RDTSC: u16 = 16;
-    pub const RSM: u16 = 17;
-    pub const VMCALL: u16 = 18;
+    pub const EXCEPTION_OR_NMI: u32 = 0;
+    pub const EXTERNAL_INTERRUPT: u32 = 1;
+    pub const TRIPLE_FAULT: u32 = 2;
+    pub const INIT: u32 = 3;
+    pub const SIPI: u32 = 4;
+    pub const INTERRUPT_WINDOW: u32 = 7;
+    pub const NMI_WINDOW: u32 = 8;
+    pub const TASK_SWITCH: u32 = 9;
+    pub const CPUID: u32 = 10;
+    pub const GETSEC: u32 = 11;
+    pub const HLT: u32 = 12;
+    pub const INVD: u32 = 13;
+    pub const INVLPG: u32 = 14;
+    pub const RDPMC: u32 = 15;
+    pub const RDTSC: u32 = 16;
+    pub const RSM: u32 = 17;
+    pub const VMCALL: u32 = 18;
     /// First of the VMX instructions VMCLEAR, VMLAUNCH, VMPTRLD, VMPTRST, VMREAD, VMRESUME, VMWRITE, VMXOFF, VMXON.
-    pub const VMCLEAR: u16 = 19;
-    pub const VMXON: u16 = 27;
-    pub const CR_ACCESS: u16 = 28;
-    pub const DR_ACCESS: u16 = 29;
-    pub const IO: u16 = 30;
-    pub const RDMSR: u16 = 31;
-    pub const WRMSR: u16 = 32;
-    pub const ENTRY_GUEST_STATE: u16 = 33;
-    pub const ENTRY_MSR_LOADING: u16 = 34;
-    pub const MWAIT: u16 = 36;
-    pub const MONITOR: u16 = 39;
-    pub const PAUSE: u16 = 40;
-    pub const ENTRY_MACHINE_CHECK: u16 = 41;
-    pub const APIC_ACCESS: u16 = 44;
-    pub const EPT_VIOLATION: u16 = 48;
-    pub const EPT_MISCONFIGURATION: u16 = 49;
-    pub const INVEPT: u16 = 50;
-    pub const RDTSCP: u16 = 51;
-    pub const INVVPID: u16 = 53;
-    pub const WBINVD: u16 = 54;
-    pub const XSETBV: u16 = 55;
-    pub const INVPCID: u16 = 58;
-    pub const VMFUNC: u16 = 59;
-    pub const ENCLS: u16 = 60;
-    pub const XSAVES: u16 = 63;
-    pub const XRSTORS: u16 = 64;
-    pub const UMWAIT: u16 = 67;
-    pub const TPAUSE: u16 = 68;
-    pub const LOADIWKEY: u16 = 69;
+    pub const VMCLEAR: u32 = 19;
+    pub const VMXON: u32 = 27;
+    pub const CR_ACCESS: u32 = 28;
+    pub const DR_ACCESS: u32 = 29;
+    pub const IO: u32 = 30;
+    pub const RDMSR: u32 = 31;
+    pub const WRMSR: u32 = 32;
+    pub const ENTRY_GUEST_STATE: u32 = 33;
+    pub const ENTRY_MSR_LOADING: u32 = 34;
+    pub const MWAIT: u32 = 36;
+    pub const MONITOR: u32 = 39;
+    pub const PAUSE: u32 = 40;
+    pub const ENTRY_MACHINE_CHECK: u32 = 41;
+    pub const APIC_ACCESS: u32 = 44;
+    pub const EPT_VIOLATION: u32 = 48;
+    pub const EPT_MISCONFIGURATION: u32 = 49;
+    pub const INVEPT: u32 = 50;
+    pub const RDTSCP: u32 = 51;
+    pub const INVVPID: u32 = 53;
+    pub const WBINVD: u32 = 54;
+    pub const XSETBV: u32 = 55;
+    pub const INVPCID: u32 = 58;
+    pub const VMFUNC: u32 = 59;
+    pub const ENCLS: u32 = 60;
+    pub const XSAVES: u32 = 63;
+    pub const XRSTORS: u32 = 64;
+    pub const UMWAIT: u32 = 67;
+    pub const TPAUSE: u32 = 68;
+    pub const LOADIWKEY: u32 = 69;
 
-    /// Bit 31 of the exit-reason field: the entry failed (25.9.1).
+    /// Bit 31 of the exit-reason field: the entry failed (26.9.1).
     pub const ENTRY_FAILURE: u32 = 1 << 31;
 }
 
-/// VM-exit, VM-entry and IDT-vectoring interruption information (tables 25-17 to 25-19): vector in bits 7:0, type in 10:8.
+/// VM-exit, VM-entry and IDT-vectoring interruption information (26.8.3, 26.9.2, 26.9.3): vector in bits 7:0, type in 10:8.
 pub mod interruption {
     pub const ERROR_CODE_VALID: u32 = 1 << 11;
     /// Bit 12 of the VM-exit form, and of the exit qualification of an EPT violation: the IRET that faulted had ended the blocking
-    /// of NMIs (28.2.3).
+    /// of NMIs (29.2.3).
     pub const NMI_UNBLOCKING: u32 = 1 << 12;
     pub const VALID: u32 = 1 << 31;
 
@@ -112,7 +112,7 @@ pub mod interruption {
     }
 }
 
-/// Guest interruptibility state (table 25-3).
+/// Guest interruptibility state (26.4.2).
 pub mod interruptibility {
     pub const STI: u32 = 1 << 0;
     pub const MOV_SS: u32 = 1 << 1;
@@ -120,10 +120,10 @@ pub mod interruptibility {
     pub const NMI: u32 = 1 << 3;
 }
 
-/// Pending debug exceptions (table 25-4): a single-step trap is pending.
+/// Pending debug exceptions (26.4.2): a single-step trap is pending.
 pub const PENDING_DEBUG_BS: u64 = 1 << 14;
 
-/// Access rights of an unusable segment (table 25-2).
+/// Access rights of an unusable segment (26.4.1).
 pub const UNUSABLE: u32 = 1 << 16;
 
 /// IA32_VMX_EPT_VPID_CAP (A.10).
@@ -142,12 +142,12 @@ pub mod ept_vpid {
     pub const INVVPID_ALL: u64 = 1 << 42;
 }
 
-/// IA32_FEATURE_CONTROL (24.7).
+/// IA32_FEATURE_CONTROL (25.7).
 pub mod feature_control {
     pub const LOCK: u64 = 1 << 0;
     pub const VMX_OUTSIDE_SMX: u64 = 1 << 2;
 }
 
 /// The exceptions that end an entry. #DB and #AC, because their delivery can raise them again without end, and no interrupt gets in
-/// between: a guest could stop the CPU for good (28.1 lets only an intercept break the circle). #MC, because it is the host's.
+/// between: a guest could stop the CPU for good (29.1 lets only an intercept break the circle). #MC, because it is the host's.
 pub const EXCEPTION_BITMAP: u32 = 1 << vector::DB | 1 << vector::AC | 1 << vector::MC;

@@ -1,6 +1,6 @@
 //! A vCPU's registers: reading and writing guest state in the VMCS, control registers with all that hangs on them, MSRs.
 //!
-//! Manual: see [`super::spec`]: 25.4 for the fields, 27.3.1 for what an entry checks, 25.6.6 for masks and shadows.
+//! Manual: see [`super::spec`]: 26.4 for the fields, 28.3.1 for what an entry checks, 26.6.6 for masks and shadows.
 
 use super::{
     caps::Controls,
@@ -8,23 +8,20 @@ use super::{
     spec::{EntryControls, control, guest},
     vcpu::{VmxVcpu, read_dr6, write_dr6},
 };
-use crate::{
-    cpu::cr,
-    vcpu::{Registers, SyscallMsrs},
-};
+use crate::{cpu::cr, vcpu::SyscallMsrs};
 use x86defs::{
     ControlRegister, Cr0, Cr4, DescriptorTable, Efer, Gpa, GuestMemoryExt, Rflags, Segment, SegmentRegister, UnknownMsr,
     VcpuState, msr, paging::PagingContext,
 };
 
-/// PAT after RESET (SDM vol. 3A, 12.12.4).
+/// PAT after RESET (SDM vol. 3A, 13.12.4).
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// Where the VMCS keeps the four page-directory-pointer entries of PAE paging.
 pub(super) const PDPTE_FIELDS: [u32; 4] = [guest::PDPTE0_FULL, guest::PDPTE1_FULL, guest::PDPTE2_FULL, guest::PDPTE3_FULL];
 
 /// CR0 bits that a guest changes without an exit, unless VMX operation fixes them. CD and NW are not among them: an entry does not switch
-/// them (27.3.2.1), so the guest would change the host's.
+/// them (28.3.2.1), so the guest would change the host's.
 const CR0_FREE: u64 =
     Cr0::PE.union(Cr0::MP).union(Cr0::EM).union(Cr0::TS).union(Cr0::ET).union(Cr0::WP).union(Cr0::AM).union(Cr0::PG).bits();
 
@@ -39,7 +36,7 @@ pub(super) const fn owned_bits(controls: &Controls, cr4_allowed: u64) -> [u64; 2
     [!CR0_FREE | cr0_one | !cr0_may, !cr4_allowed | CR4_HOST | cr4_one | !cr4_may]
 }
 
-/// RFLAGS with reserved bits as an entry wants them (27.3.1.4).
+/// RFLAGS with reserved bits as an entry wants them (28.3.1.4).
 #[inline]
 pub(super) const fn valid_rflags(rflags: u64) -> u64 {
     rflags & 0x003f_7fd5 | Rflags::FIXED.bits()
@@ -98,7 +95,7 @@ impl VmxVcpu {
         self.vmcs.write(control::CR4_READ_SHADOW, value);
     }
 
-    /// Sets EFER, and with LMA the mode that the next entry goes to (25.8.1).
+    /// Sets EFER, and with LMA the mode that the next entry goes to (26.8.1).
     fn set_efer(&mut self, value: u64) {
         self.vmcs.write(guest::IA32_EFER_FULL, value);
         let ia32e = EntryControls::IA32E_MODE_GUEST.bits();
@@ -106,13 +103,13 @@ impl VmxVcpu {
         self.vmcs.write(control::VMENTRY_CONTROLS, u64::from(self.controls.entry & !ia32e | long));
     }
 
-    /// Loads the PDPTEs from the guest's memory, as MOV to a control register does (SDM vol. 3A, 4.4.1). Entries outside of RAM count as
+    /// Loads the PDPTEs from the guest's memory, as MOV to a control register does (SDM vol. 3A, 5.4.1). Entries outside of RAM count as
     /// not present.
     fn load_pdptes(&mut self) {
         let table = self.vmcs.read(guest::CR3) & 0xffff_ffe0;
         for (n, field) in PDPTE_FIELDS.into_iter().enumerate() {
             let entry = self.memory.read_u64(Gpa(table + 8 * n as u64)).unwrap_or(0);
-            // 27.3.1.6: reserved bits fail the entry. The guest's MOV would have faulted; not present is as far as an answer can go.
+            // 28.3.1.6: reserved bits fail the entry. The guest's MOV would have faulted; not present is as far as an answer can go.
             let reserved = 0xfff0_0000_0000_01e6;
             let usable = entry & 1 != 0 && entry & reserved == 0;
             self.vmcs.write(field, if usable { entry } else { 0 });
@@ -122,7 +119,7 @@ impl VmxVcpu {
     /// Writes a control register with a value that `hv` has checked, with its side effects: long mode, PDPTEs, translations.
     pub(super) fn put_control(&mut self, register: ControlRegister, value: u64) {
         let (cr0, cr4) = (self.read_cr0(), self.read_cr4());
-        // SDM vol. 3A, 4.4.1: what makes the CPU load the PDPTEs again, and 4.10.4.1: what makes it drop translations.
+        // SDM vol. 3A, 5.4.1: what makes the CPU load the PDPTEs again, and 5.10.4.1: what makes it drop translations.
         let reload = match register {
             ControlRegister::Cr0 => {
                 self.set_cr0(value);
@@ -184,15 +181,15 @@ impl VmxVcpu {
         self.vmcs.write(fields.access_rights, u64::from(rights));
     }
 
-    /// A segment load by the instruction emulator: loading SS shields the next instruction from interrupts (SDM vol. 3A, 6.8.3).
+    /// A segment load by the instruction emulator: loading SS shields the next instruction from interrupts (SDM vol. 3A, 7.8.3).
     pub(super) fn emulate_segment_load(&mut self, register: SegmentRegister, segment: Segment) {
         self.write_segment(register, segment);
         if matches!(register, SegmentRegister::Ss) {
-            self.question().ss_loaded = true;
+            self.question.ss_loaded = true;
         }
     }
 
-    /// The privilege level is SS.DPL in every mode (25.4.1).
+    /// The privilege level is SS.DPL in every mode (26.4.1).
     pub(super) fn read_cpl(&self) -> u8 {
         segments::attributes(self.vmcs.read(guest::SS_ACCESS_RIGHTS) as u32).dpl()
     }
@@ -271,7 +268,7 @@ impl VmxVcpu {
             (guest::IDTR_BASE, idtr.base),
             (guest::IDTR_LIMIT, u64::from(idtr.limit)),
             (guest::CR3, cr3),
-            // 27.3.1.1: bits 63:32 must be zero.
+            // 28.3.1.1: bits 63:32 must be zero.
             (guest::DR7, dr7 & 0xffff_ffff | 1 << 10),
             (guest::PENDING_DBG_EXCEPTIONS, 0),
             (guest::IA32_DEBUGCTL_FULL, 0),
@@ -332,7 +329,7 @@ impl VmxVcpu {
                 if self.controls.pat() {
                     self.vmcs.write(guest::IA32_PAT_FULL, value);
                 }
-                // SDM vol. 3A, 12.12.4: software drops translations after changing PAT; nothing to be done for it.
+                // SDM vol. 3A, 13.12.4: software drops translations after changing PAT; nothing to be done for it.
             }
             msr::IA32_TSC_AUX => return if self.lazy.set_tsc_aux(value) { Ok(()) } else { Err(UnknownMsr(index)) },
             _ => {

@@ -17,34 +17,27 @@ pub struct Frame {
     pub gprs: Gprs,
     /// The host's stack pointer during an entry.
     host_rsp: u64,
-    /// Zero until a VMLAUNCH has succeeded.
+    /// Zero until a VMLAUNCH has succeeded; every exit sets it.
     pub launched: u64,
 }
 
-/// What became of an entry.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u64)]
-pub enum Outcome {
-    /// The guest ran, or the entry failed while loading guest state: the exit reason tells.
-    Exit = 0,
-    /// No current VMCS.
-    FailedInvalid = 1,
-    /// The VM-instruction error field tells why.
-    FailedValid = 2,
-}
+/// What [`enter`] returns: the guest ran, or the entry failed while loading guest state, and the exit reason tells.
+pub const EXIT: u64 = 0;
+/// The same: the VM-instruction error field tells why the entry failed. With no current VMCS, it is 1.
+pub const FAILED_VALID: u64 = 2;
 
 const fn slot(r: Gpr) -> usize {
     offset_of!(Frame, gprs) + 8 * r as usize
 }
 const _: () = assert!(size_of::<Gprs>() == 16 * 8);
 
-/// Enters the guest; returns at its next exit, or at once if the entry failed.
+/// Enters the guest; returns at its next exit, or at once if the entry failed: [`EXIT`], [`FAILED_VALID`], or 1.
 ///
 /// # Safety
 /// The current VMCS has a valid host state, with HOST_RSP = `frame` and HOST_RIP = [`exit_entry`]; `frame.launched` matches its launch
 /// state; interrupts are off.
 #[unsafe(naked)]
-pub unsafe extern "sysv64" fn enter(frame: *mut Frame) -> Outcome {
+pub unsafe extern "sysv64" fn enter(frame: *mut Frame) -> u64 {
     naked_asm!(
         "push rbp",
         "push rbx",
@@ -74,7 +67,7 @@ pub unsafe extern "sysv64" fn enter(frame: *mut Frame) -> Outcome {
         "jmp 3f",
         "2:",
         "vmlaunch",
-        // Only a failure comes here, with RSP still the host's (31.2): ZF for VMfailValid, CF for VMfailInvalid.
+        // Only a failure comes here, with RSP still the host's (32.2): ZF for VMfailValid, CF for VMfailInvalid.
         "3:",
         "setz al",
         "movzx eax, al",
@@ -109,7 +102,7 @@ pub unsafe extern "sysv64" fn enter(frame: *mut Frame) -> Outcome {
 /// Where exits arrive: HOST_RIP. Returns from the [`enter`] that began the entry.
 ///
 /// # Safety
-/// Only the CPU comes here, by an exit, with RSP at the [`Frame`]. RFLAGS is 2 then (28.5.3): DF is clear, as the ABI wants.
+/// Only the CPU comes here, by an exit, with RSP at the [`Frame`]. RFLAGS is 2 then (29.5.3): DF is clear, as the ABI wants.
 #[unsafe(naked)]
 pub unsafe extern "sysv64" fn exit_entry() {
     naked_asm!(
@@ -128,6 +121,7 @@ pub unsafe extern "sysv64" fn exit_entry() {
         "mov [rsp + {r13}], r13",
         "mov [rsp + {r14}], r14",
         "mov [rsp + {r15}], r15",
+        "mov qword ptr [rsp + {launched}], 1",
         "mov rsp, [rsp + {host_rsp}]",
         "xor eax, eax",
         "pop r15",
@@ -138,6 +132,7 @@ pub unsafe extern "sysv64" fn exit_entry() {
         "pop rbp",
         "ret",
         host_rsp = const offset_of!(Frame, host_rsp),
+        launched = const offset_of!(Frame, launched),
         rax = const slot(Gpr::Rax),
         rcx = const slot(Gpr::Rcx),
         rdx = const slot(Gpr::Rdx),

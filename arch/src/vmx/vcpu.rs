@@ -7,13 +7,13 @@
 
 use super::{
     caps::{Controls, Invalidate},
-    decode::{self, Fields, NEEDS_SERVICE},
+    decode::{self, Fields},
     instructions::{Failed, invept, invvpid},
     spec::{
         EntryControls, PENDING_DEBUG_BS, PrimaryControls, SecondaryControls, control, guest, interruptibility, interruption,
         reason, ro,
     },
-    switch::{Frame, Outcome, enter},
+    switch::{EXIT, FAILED_VALID, Frame, enter},
     vmcs::Vmcs,
     vpid::Vpid,
 };
@@ -21,17 +21,16 @@ use crate::{
     cpu::{self, cr, percpu},
     event::{Arbiter, Event, EventKind, SoftwareEvents},
     mm::guest::GuestRam,
-    vcpu::{LazyState, Question, Registers, Shadow, SyscallMsrs, complete, next_rip},
+    vcpu::{LazyState, OwnedPages, Question, Registers, Shadow, SyscallMsrs, complete, next_rip},
 };
 use alloc::{boxed::Box, sync::Arc};
 use core::{
     cell::{Cell, UnsafeCell},
     fmt,
-    hint::assert_unchecked,
 };
 use x86defs::{
-    ControlRegister, Cr0, Cr4, CreateError, EntryFailure, Exception, Exit, Gpr, Gprs, Hpa, Resume, Rflags, VcpuConfig, VcpuState,
-    vector,
+    ControlRegister, Cr0, Cr4, CreateError, EntryFailure, Exception, Exit, Gpr, Gprs, Resume, Rflags, VcpuConfig, VcpuState,
+    Width, vector,
 };
 
 /// What an entry has to do beyond entering: bits of [`VmxVcpu::pending`].
@@ -48,8 +47,6 @@ mod valid {
     pub const RFLAGS: u8 = 1 << 1;
     pub const RSP: u8 = 1 << 2;
     pub const INTERRUPTIBILITY: u8 = 1 << 3;
-    /// The one in the [`super::Question`], which is not the VMCS's.
-    pub const NEXT_RIP: u8 = 1 << 4;
 }
 
 /// Guest registers that were read from the VMCS since the last exit. What is valid here is also what the VMCS holds.
@@ -69,9 +66,7 @@ pub struct VmxVcpu {
     pub(super) cached: Cached,
     pending: u8,
     pub(super) events: Arbiter,
-    /// The exit-reason field of the last exit.
-    exit_reason: u32,
-    question: Question,
+    pub(super) question: Question,
     /// The primary controls as they are in the VMCS.
     primary: u32,
     pub(super) controls: Controls,
@@ -93,8 +88,10 @@ pub struct VmxVcpu {
     vpid: Option<Vpid>,
     /// The CPU that last loaded it: another one may hold old translations of its VPID.
     last_cpu: Option<u32>,
-    /// The VM-instruction error or exit reason of a failed entry.
-    failure: Option<EntryFailure>,
+    /// The VM-instruction error of a VMLAUNCH or VMRESUME that failed; 0 without a current VMCS.
+    instruction_error: Option<u64>,
+    /// Held for the VMCS, which has its address.
+    _msr_bitmap: Arc<OwnedPages>,
 }
 
 // SAFETY: the cells and the frame are reached through the vCPU only, which has one owner; the VMCS moves between CPUs by `unload`.
@@ -103,7 +100,8 @@ unsafe impl Send for VmxVcpu {}
 impl Fields for VmxVcpu {
     #[inline(always)]
     fn field(&self, field: u32) -> u64 {
-        self.vmcs.read(field)
+        // SAFETY: exits are decoded while the vCPU is loaded.
+        unsafe { self.vmcs.read_current(field) }
     }
     #[inline(always)]
     fn gpr(&self, register: Gpr) -> u64 {
@@ -115,18 +113,40 @@ impl Fields for VmxVcpu {
     fn long_code(&self) -> bool {
         self.in_long_code()
     }
+    #[inline(never)]
+    fn serve(&mut self, reason: u32) {
+        self.serve_exit(reason);
+    }
+    #[inline(always)]
+    fn remember_width(&mut self, width: Width) {
+        self.question.width = width;
+    }
+    fn remember_control(&mut self, qualification: u64) {
+        // CLTS and LMSW name CR0, too.
+        self.question.control = match qualification & 0xf {
+            3 => ControlRegister::Cr3,
+            4 => ControlRegister::Cr4,
+            8 => ControlRegister::Cr8,
+            _ => ControlRegister::Cr0,
+        };
+        self.question.gpr = decode::cr_gpr(qualification);
+        self.question.long = self.in_long_code();
+        if self.question.gpr == Gpr::Rsp {
+            // A result there must reach the VMCS.
+            self.all_gprs_mut();
+        }
+    }
 }
 
 impl VmxVcpu {
-    /// A vCPU at its reset state. `ept_pointer` is the EPT pointer of `memory`; `msr_bitmap` the page of the MSR bitmaps.
+    /// A vCPU at its reset state in `memory`, whose tables are EPT's; `msr_bitmap` is the page of the MSR bitmaps.
     ///
     /// # Errors
     /// No memory, or no VPID left.
     pub fn new(
         controls: &Controls,
         memory: Arc<GuestRam>,
-        ept_pointer: u64,
-        msr_bitmap: Hpa,
+        msr_bitmap: Arc<OwnedPages>,
         config: &VcpuConfig,
     ) -> Result<Self, CreateError> {
         let out_of_memory = CreateError::OutOfMemory { wanted: x86defs::PAGE_SIZE, free: crate::mm::frames::free_bytes() };
@@ -143,7 +163,6 @@ impl VmxVcpu {
             cached: Cached::default(),
             pending: pending::FLUSH,
             events: Arbiter::new(),
-            exit_reason: 0,
             question: Question::default(),
             primary: controls.primary | rdtsc,
             controls: *controls,
@@ -156,18 +175,19 @@ impl VmxVcpu {
             syscall: SyscallMsrs::default(),
             lazy: LazyState::new(),
             pat: 0,
+            ept_pointer: super::ept_pointer(memory.root()),
             memory,
-            ept_pointer,
             vpid,
             last_cpu: None,
-            failure: None,
+            instruction_error: None,
+            _msr_bitmap: msr_bitmap.clone(),
         };
         vcpu.vmcs.write_constants(controls);
         for (field, value) in [
             (control::PRIMARY_PROCBASED_EXEC_CONTROLS, u64::from(vcpu.primary)),
             (control::VMENTRY_CONTROLS, u64::from(controls.entry)),
-            (control::MSR_BITMAPS_ADDR_FULL, msr_bitmap.0),
-            (control::EPTP_FULL, ept_pointer),
+            (control::MSR_BITMAPS_ADDR_FULL, msr_bitmap.hpa().0),
+            (control::EPTP_FULL, vcpu.ept_pointer),
             (control::TSC_OFFSET_FULL, 0),
             (control::CR0_GUEST_HOST_MASK, cr0_mask),
             (control::CR4_GUEST_HOST_MASK, cr4_mask),
@@ -178,7 +198,7 @@ impl VmxVcpu {
             vcpu.vmcs.write(control::VPID, u64::from(vpid.get()));
         }
         if controls.uses(SecondaryControls::PAUSE_LOOP_EXITING) {
-            // 25.6.13, in TSC ticks: PAUSEs at most `gap` apart are one loop, and a loop exits after `window`. A lock is held for
+            // 26.6.13, in TSC ticks: PAUSEs at most `gap` apart are one loop, and a loop exits after `window`. A lock is held for
             // less than 4096 ticks unless its holder does not run.
             vcpu.vmcs.write(control::PLE_GAP, 128);
             vcpu.vmcs.write(control::PLE_WINDOW, 4096);
@@ -235,56 +255,58 @@ impl VmxVcpu {
         self.cached.valid.set(self.cached.valid.get() | bit);
     }
 
+    /// A cached register, or what `read` gives.
     #[inline(always)]
-    pub(super) fn read_rip(&self) -> u64 {
-        if !self.has(valid::RIP) {
-            self.cached.rip.set(self.vmcs.read(guest::RIP));
-            self.now_valid(valid::RIP);
+    fn cached<T: Copy>(&self, bit: u8, cell: &Cell<T>, read: impl FnOnce() -> T) -> T {
+        if !self.has(bit) {
+            cell.set(read());
+            self.now_valid(bit);
         }
-        self.cached.rip.get()
+        cell.get()
     }
 
-    #[inline(always)]
+    pub(super) fn read_rip(&self) -> u64 {
+        self.cached(valid::RIP, &self.cached.rip, || self.vmcs.read(guest::RIP))
+    }
+
     pub(super) fn write_rip(&mut self, rip: u64) {
         self.cached.rip.set(rip);
         self.now_valid(valid::RIP);
         self.vmcs.write(guest::RIP, rip);
     }
 
-    #[inline(always)]
     pub(super) fn read_rflags(&self) -> u64 {
-        if !self.has(valid::RFLAGS) {
-            self.cached.rflags.set(self.vmcs.read(guest::RFLAGS));
-            self.now_valid(valid::RFLAGS);
-        }
-        self.cached.rflags.get()
+        self.cached(valid::RFLAGS, &self.cached.rflags, || self.vmcs.read(guest::RFLAGS))
     }
 
-    #[inline]
     pub(super) fn write_rflags(&mut self, rflags: u64) {
         self.cached.rflags.set(rflags);
         self.now_valid(valid::RFLAGS);
         self.vmcs.write(guest::RFLAGS, rflags);
     }
 
-    #[inline(always)]
     fn interruptibility(&self) -> u32 {
-        if !self.has(valid::INTERRUPTIBILITY) {
-            self.cached.interruptibility.set(self.vmcs.read(guest::INTERRUPTIBILITY_STATE) as u32);
-            self.now_valid(valid::INTERRUPTIBILITY);
-        }
-        self.cached.interruptibility.get()
+        self.cached(valid::INTERRUPTIBILITY, &self.cached.interruptibility, || {
+            self.vmcs.read(guest::INTERRUPTIBILITY_STATE) as u32
+        })
     }
 
+    #[cold]
     pub(super) fn write_interruptibility(&mut self, value: u32) {
         self.cached.interruptibility.set(value);
         self.now_valid(valid::INTERRUPTIBILITY);
         self.vmcs.write(guest::INTERRUPTIBILITY_STATE, u64::from(value));
     }
 
+    /// Ends an interrupt shadow. The vCPU is loaded.
     #[inline(always)]
     fn clear_shadow(&mut self) {
-        let now = self.interruptibility();
+        let now = if self.has(valid::INTERRUPTIBILITY) {
+            self.cached.interruptibility.get()
+        } else {
+            // SAFETY: completions and entries happen with the VMCS current.
+            unsafe { self.vmcs.read_current(guest::INTERRUPTIBILITY_STATE) as u32 }
+        };
         if now & interruptibility::SHADOW != 0 {
             self.write_interruptibility(now & !interruptibility::SHADOW);
         }
@@ -297,46 +319,48 @@ impl VmxVcpu {
 
     // ---- Completion of exits ----
 
-    /// Finds out where the instruction that exited ends.
+    /// Finds out where the instruction that exited ends. The VMCS is current.
     #[inline(always)]
-    fn find_next_rip(&mut self) {
-        let rip = self.read_rip();
-        let length = self.vmcs.read(ro::VMEXIT_INSTRUCTION_LEN) & 0xf;
+    fn find_next_rip(&self) -> u64 {
+        // SAFETY: completions happen with the VMCS current.
+        let (rip, length) = unsafe {
+            let rip = if self.has(valid::RIP) { self.cached.rip.get() } else { self.vmcs.read_current(guest::RIP) };
+            (rip, self.vmcs.read_current(ro::VMEXIT_INSTRUCTION_LEN) & 0xf)
+        };
         // Whether the code is 64-bit matters, and is read, only if the sum leaves a 4-GiB block.
         let long = (rip.wrapping_add(length) ^ rip) >> 32 == 0 || self.in_long_code();
-        self.question.next_rip = next_rip(rip, length, long);
-        self.now_valid(valid::NEXT_RIP);
+        next_rip(rip, length, long)
     }
 
-    /// Remembers what the answer to an access of a control register needs.
-    #[cold]
-    fn remember_control(&mut self) {
-        let qualification = self.vmcs.read(ro::EXIT_QUALIFICATION);
-        // CLTS and LMSW name CR0, too.
-        self.question.control = match qualification & 0xf {
-            3 => ControlRegister::Cr3,
-            4 => ControlRegister::Cr4,
-            8 => ControlRegister::Cr8,
-            _ => ControlRegister::Cr0,
-        };
-        self.question.gpr = decode::cr_gpr(qualification);
-        self.question.long = self.in_long_code();
-        if self.question.gpr == Gpr::Rsp {
-            // A result there must reach the VMCS.
-            self.all_gprs_mut();
-        }
-    }
-
-    /// Completes the last exit.
+    /// Completes the last exit. The VMCS is current.
     #[inline(always)]
     pub(super) fn finish(&mut self, resume: Resume) {
-        if let Resume::Tsc(_) = resume
-            && self.exit_reason as u16 == reason::RDTSCP
-        {
-            let aux = self.lazy.tsc_aux().unwrap_or(0);
-            self.frame_mut().gprs[Gpr::Rcx] = aux & 0xffff_ffff;
+        match resume {
+            Resume::PortRead(value) => {
+                let mask = self.question.width.mask();
+                let rax = &mut self.frame_mut().gprs[Gpr::Rax];
+                // A 32-bit result clears the upper half; narrower ones leave the rest (SDM vol. 1, 3.4.1.1).
+                let kept = if mask == 0xffff_ffff { 0 } else { *rax & !mask };
+                *rax = kept | u64::from(value) & mask;
+                complete(self, Resume::Advance);
+            }
+            Resume::Tsc(value) => {
+                if self.vmcs.read(ro::EXIT_REASON) as u32 == reason::RDTSCP {
+                    let aux = self.lazy.tsc_aux().unwrap_or(0);
+                    self.frame_mut().gprs[Gpr::Rcx] = aux & 0xffff_ffff;
+                }
+                complete(self, Resume::MsrRead(value));
+            }
+            _ => complete(self, resume),
         }
-        complete(self, resume);
+    }
+
+    /// As [`VmxVcpu::finish`], while the vCPU is not loaded.
+    #[cold]
+    pub(super) fn finish_unloaded(&mut self, resume: Resume) {
+        let before = self.vmcs.lend();
+        self.finish(resume);
+        self.vmcs.give_back(before);
     }
 
     /// Queues an exception, and puts its address into CR2.
@@ -353,11 +377,8 @@ impl VmxVcpu {
     /// Enters until the next exit.
     #[inline(always)]
     pub(super) fn enter_guest(&mut self) -> Exit {
-        if self.events.is_busy() {
-            if self.events.is_shutdown() {
-                return Exit::TripleFault;
-            }
-            self.commit_event();
+        if self.events.is_busy() && !self.commit_event() {
+            return Exit::TripleFault;
         }
         if self.pending != 0 {
             self.commit_pending();
@@ -366,35 +387,23 @@ impl VmxVcpu {
         // SAFETY: the vCPU is loaded, as `run` has checked: its VMCS is current, with the host state of this CPU and this frame. Whoever
         // calls `run` has interrupts off.
         let outcome = unsafe { enter(frame) };
-        // SAFETY: an entry does not change what `run` has checked.
-        unsafe { assert_unchecked(self.vmcs.is_active()) };
         self.cached.valid.set(0);
-        if outcome != Outcome::Exit {
+        if outcome != EXIT {
             return self.entry_failed(outcome);
         }
-        self.frame_mut().launched = 1;
-        let raw = self.vmcs.read(ro::EXIT_REASON) as u32;
-        self.exit_reason = raw;
-        if raw < 64 && NEEDS_SERVICE & 1 << raw != 0 {
-            self.service(raw as u16);
-            // SAFETY: as above.
-            unsafe { assert_unchecked(self.vmcs.is_active()) };
-        }
-        let exit = decode::decode(raw, self);
-        match exit {
-            Exit::PortRead { width, .. } => self.question.width = width,
-            Exit::ControlRead { .. } | Exit::ControlWrite { .. } => self.remember_control(),
-            Exit::EntryFailed(failure) => self.entry_refused(failure),
-            _ => {}
-        }
-        exit
+        // SAFETY: as above.
+        let raw = unsafe { self.vmcs.read_current(ro::EXIT_REASON) };
+        decode::decode(raw as u32, self)
     }
 
-    /// Writes the queued event to the VMCS (25.8.3).
+    /// Writes the queued event to the VMCS (26.8.3). False if the guest's CPU is in shutdown instead.
     #[inline(never)]
-    fn commit_event(&mut self) {
+    fn commit_event(&mut self) -> bool {
+        if self.events.is_shutdown() {
+            return false;
+        }
         let event = self.events.take();
-        // 27.3.1.5: no event goes into an interrupt shadow; its handler's first instruction is out of it anyway.
+        // 28.3.1.5: no event goes into an interrupt shadow; its handler's first instruction is out of it anyway.
         self.clear_shadow();
         if event.has_error_code() {
             self.vmcs.write(control::VMENTRY_EXCEPTION_ERR_CODE, u64::from(event.error_code()));
@@ -403,6 +412,7 @@ impl VmxVcpu {
             self.vmcs.write(control::VMENTRY_INSTRUCTION_LEN, u64::from(event.length()));
         }
         self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, u64::from(event.info()));
+        true
     }
 
     #[cold]
@@ -417,7 +427,7 @@ impl VmxVcpu {
         self.pending = 0;
     }
 
-    /// Drops what this CPU has cached for this vCPU (29.4.3.3).
+    /// Drops what this CPU has cached for this vCPU (30.4.3.3).
     fn flush(&self) {
         // SAFETY: `Controls` names types that the CPU has, and this CPU is in VMX operation.
         let invalidated = unsafe {
@@ -438,32 +448,20 @@ impl VmxVcpu {
     }
 
     #[cold]
-    fn entry_failed(&mut self, outcome: Outcome) -> Exit {
-        let code = if outcome == Outcome::FailedValid { self.vmcs.read(ro::VM_INSTRUCTION_ERROR) } else { 0 };
-        let failure = EntryFailure { code, info: 0 };
-        self.failure = Some(failure);
-        Exit::EntryFailed(failure)
-    }
-
-    /// The entry failed while loading the guest's state. A machine check then is the host's.
-    #[cold]
-    fn entry_refused(&mut self, failure: EntryFailure) {
-        self.failure = Some(failure);
-        if failure.code == u64::from(reason::ENTRY_MACHINE_CHECK) {
-            machine_check();
-        }
+    fn entry_failed(&mut self, outcome: u64) -> Exit {
+        let code = if outcome == FAILED_VALID { self.vmcs.read(ro::VM_INSTRUCTION_ERROR) } else { 0 };
+        self.instruction_error = Some(code);
+        Exit::EntryFailed(EntryFailure { code, info: 0 })
     }
 
     /// Serves the host's interrupts, and looks after an event whose delivery the exit has cut short.
-    #[inline(never)]
-    fn service(&mut self, basic: u16) {
+    fn serve_exit(&mut self, basic: u32) {
         match basic {
             reason::EXTERNAL_INTERRUPT => {
                 let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO) as u32;
                 cpu::dispatch(interruption::vector(info));
             }
-            // The new task takes the event; an emulated switch delivers it.
-            reason::TASK_SWITCH => {}
+            reason::ENTRY_MACHINE_CHECK => machine_check(),
             reason::EXCEPTION_OR_NMI => {
                 let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO) as u32;
                 match (interruption::kind(info), interruption::vector(info)) {
@@ -484,7 +482,7 @@ impl VmxVcpu {
         }
     }
 
-    /// 25.9.3 and 28.2.4: an event whose delivery led to the exit is delivered again, unless the exit's answer is an exception.
+    /// 26.9.3 and 29.2.4: an event whose delivery led to the exit is delivered again, unless the exit's answer is an exception.
     /// `info` has bit 12 where the exit says that a faulting IRET had unblocked NMIs; it counts if `defined`.
     #[inline]
     fn interrupted_delivery(&mut self, info: u32, defined: bool) {
@@ -506,14 +504,14 @@ impl VmxVcpu {
             event = event.with_length(self.vmcs.read(ro::VMEXIT_INSTRUCTION_LEN) as u8);
         }
         if event.kind() == Some(EventKind::Nmi) {
-            // It has not been delivered, so it blocks nothing yet; 27.3.1.5 wants it so for the second try.
+            // It has not been delivered, so it blocks nothing yet; 28.3.1.5 wants it so for the second try.
             let now = self.interruptibility();
             self.write_interruptibility(now & !interruptibility::NMI);
         }
         self.events.interrupted(event, SoftwareEvents::Inject);
     }
 
-    /// A #DB that exits has not changed DR6, DR7 and DEBUGCTL yet (28.1), and injecting it will not: do what its delivery does.
+    /// A #DB that exits has not changed DR6, DR7 and DEBUGCTL yet (29.1), and injecting it will not: do what its delivery does.
     #[cold]
     fn debug_exception(&mut self, kind: u32) {
         const TRAPS: u64 = 0xf;
@@ -528,7 +526,7 @@ impl VmxVcpu {
         write_dr6(read_dr6() & !TRAPS | qualification & (TRAPS | DETECTED_AND_STEP));
         let dr7 = self.vmcs.read(guest::DR7);
         self.vmcs.write(guest::DR7, dr7 & !GENERAL_DETECT);
-        // LBR and BTF (SDM vol. 3B, 18.4.4).
+        // LBR and BTF (SDM vol. 3B, 19.4.4).
         let debugctl = self.vmcs.read(guest::IA32_DEBUGCTL_FULL);
         self.vmcs.write(guest::IA32_DEBUGCTL_FULL, debugctl & !3);
     }
@@ -592,13 +590,13 @@ impl VmxVcpu {
 
     pub(super) fn write_dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         let read = |field| self.vmcs.read(field);
-        if let Some(failure) = self.failure {
-            writeln!(out, "VM entry failed: error or reason {}, qualification {:#x}", failure.code, failure.info)?;
+        if let Some(error) = self.instruction_error {
+            writeln!(out, "VM entry failed: VM-instruction error {error}")?;
         }
         writeln!(
             out,
             "VMX exit reason {:#x} qualification {:#x} length {} instruction information {:#x}",
-            self.exit_reason,
+            read(ro::EXIT_REASON),
             read(ro::EXIT_QUALIFICATION),
             read(ro::VMEXIT_INSTRUCTION_LEN),
             read(ro::VMEXIT_INSTRUCTION_INFO)
@@ -665,18 +663,24 @@ impl Registers for VmxVcpu {
     }
     #[inline(always)]
     fn question(&mut self) -> &mut Question {
-        if !self.has(valid::NEXT_RIP) {
-            self.find_next_rip();
-        }
+        self.question.next_rip = self.find_next_rip();
         &mut self.question
     }
     #[inline(always)]
     fn set_rip(&mut self, rip: u64) {
-        self.write_rip(rip);
+        // Seldom read before the entry, so forgetting is cheaper than keeping.
+        self.cached.valid.set(self.cached.valid.get() & !valid::RIP);
+        // SAFETY: completions happen with the VMCS current.
+        unsafe { self.vmcs.write_current(guest::RIP, rip) };
     }
     #[inline(always)]
     fn rflags(&self) -> u64 {
-        self.read_rflags()
+        if self.has(valid::RFLAGS) {
+            self.cached.rflags.get()
+        } else {
+            // SAFETY: as above.
+            unsafe { self.vmcs.read_current(guest::RFLAGS) }
+        }
     }
     #[inline]
     fn set_rflags(&mut self, rflags: u64) {
@@ -694,7 +698,8 @@ impl Registers for VmxVcpu {
         self.put_control(register, value);
     }
     fn raise(&mut self, exception: &Exception) {
-        // SDM vol. 3B, 18.3.1.1: faults push RF set, so that an instruction breakpoint does not hit twice; #DB's is right already.
+        self.question.ss_loaded = false;
+        // SDM vol. 3B, 19.3.1.1: faults push RF set, so that an instruction breakpoint does not hit twice; #DB's is right already.
         if exception.vector != vector::DB {
             let rflags = self.read_rflags();
             self.write_rflags(rflags | Rflags::RF.bits());
@@ -719,7 +724,7 @@ impl Drop for VmxVcpu {
     }
 }
 
-/// A machine check while the guest ran is the host's: its handler reports it and does not return (28.2.2 and 27.9).
+/// A machine check while the guest ran is the host's: its handler reports it and does not return (29.2.2 and 28.9).
 #[cold]
 fn machine_check() {
     // SAFETY: the IDT's gate for vector 18 is present and has a stack of its own.

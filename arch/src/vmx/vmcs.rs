@@ -1,6 +1,6 @@
 //! One vCPU's VMCS: its page, access to its fields whether it is current or not, and the parts that never depend on the guest.
 //!
-//! Manual: see [`super::spec`], chapter 25.
+//! Manual: see [`super::spec`], chapter 26.
 
 use super::{
     caps::Controls,
@@ -84,6 +84,48 @@ impl Vmcs {
         }
     }
 
+    /// Reads a field without asking whether this VMCS is current.
+    ///
+    /// # Safety
+    /// It must be.
+    #[inline(always)]
+    pub unsafe fn read_current(&self, field: u32) -> u64 {
+        debug_assert!(self.active);
+        // SAFETY: the caller's promise.
+        unsafe { vmread(field) }
+    }
+
+    /// Writes a field without asking whether this VMCS is current.
+    ///
+    /// # Safety
+    /// It must be. The value must be valid for the field.
+    #[inline(always)]
+    pub unsafe fn write_current(&mut self, field: u32, value: u64) {
+        debug_assert!(self.active);
+        // SAFETY: the caller's promise.
+        unsafe { vmwrite(field, value) };
+    }
+
+    /// Makes it active for a moment; returns the VMCS that was current, for [`Vmcs::give_back`].
+    #[cold]
+    pub fn lend(&mut self) -> Option<Hpa> {
+        // SAFETY: VMX operation, as `new` demands.
+        let before = unsafe { vmptrst() };
+        self.activate();
+        before
+    }
+
+    /// Ends what [`Vmcs::lend`] began.
+    #[cold]
+    pub fn give_back(&mut self, before: Option<Hpa>) {
+        self.deactivate();
+        if let Some(before) = before {
+            // SAFETY: it was current on this CPU when `lend` was called.
+            let restored = unsafe { vmptrld(before) };
+            assert!(restored.is_ok(), "VMPTRLD of {before} failed");
+        }
+    }
+
     /// Calls `f` with this VMCS current for a moment, and brings back the one that was.
     #[cold]
     fn borrow<R>(&self, f: impl FnOnce() -> R) -> R {
@@ -116,7 +158,7 @@ impl Vmcs {
             (control::VMEXIT_MSR_LOAD_COUNT, 0),
             (control::VMENTRY_MSR_LOAD_COUNT, 0),
             (control::VMENTRY_INTERRUPTION_INFO_FIELD, 0),
-            // 25.4.2: no shadow VMCS.
+            // 26.4.2: no shadow VMCS.
             (guest::LINK_PTR_FULL, u64::MAX),
             (guest::IA32_DEBUGCTL_FULL, 0),
             (guest::ACTIVITY_STATE, 0),
@@ -144,7 +186,7 @@ impl Vmcs {
             (host::FS_BASE, rdmsr(msr::IA32_FS_BASE)),
             (host::GS_BASE, rdmsr(msr::IA32_GS_BASE)),
             (host::TR_BASE, tables.tss),
-            // An exit sets both limits to 0xffff (28.5.2). The IDT has 256 entries, so that no vector lies beyond; of the GDT, the
+            // An exit sets both limits to 0xffff (29.5.2). The IDT has 256 entries, so that no vector lies beyond; of the GDT, the
             // host loads fixed selectors only. Neither is worth an LGDT for every exit.
             (host::GDTR_BASE, tables.gdt),
             (host::IDTR_BASE, tables.idt),

@@ -1,6 +1,6 @@
 //! Virtual-processor identifiers: one a vCPU, so that an entry or exit needs not drop translations.
 //!
-//! Manual: see [`super::spec`], 29.1.
+//! Manual: see [`super::spec`], 30.1.
 
 use spin::Mutex;
 

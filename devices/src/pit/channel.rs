@@ -368,6 +368,11 @@ impl Channel {
         self.load_at.filter(|&at| at <= tick)
     }
 
+    #[cfg(test)]
+    pub(super) fn set_counting(&mut self, counting: Counting) {
+        self.counting = counting;
+    }
+
     /// The counter from a saved state, which may be anything.
     pub(super) fn restored(state: &Self) -> Self {
         let mut channel = state.clone();

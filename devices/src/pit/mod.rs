@@ -85,17 +85,21 @@ impl Pit {
     fn catch_up(&mut self, tick: u64) {
         let [timer, ..] = &mut self.channels;
         let mut edges = 0;
-        if let Some(load) = timer.due_load(tick) {
+        let load = timer.due_load(tick);
+        if let Some(load) = load {
             edges = timer.rising_edges(self.handled, load);
             timer.sync(load);
             self.handled = load.max(self.handled);
         }
-        edges += timer.rising_edges(self.handled, tick);
+        edges = edges.wrapping_add(timer.rising_edges(self.handled, tick));
         self.handled = tick;
         if edges > 0 {
             self.line.set(false);
             self.line.set(true);
             self.missed = self.missed.wrapping_add(edges - 1);
+        }
+        if edges > 0 || load.is_some() {
+            self.update_deadline();
         }
     }
 
@@ -118,6 +122,7 @@ impl Pit {
         self.update_deadline();
     }
 
+    /// Does something to a counter.
     fn write_channel(&mut self, index: usize, tick: u64, touch: impl FnOnce(&mut Channel)) {
         if index == 0 {
             self.touch_timer(tick, touch);
@@ -129,6 +134,7 @@ impl Pit {
     fn write_control(&mut self, tick: u64, word: u8) {
         let select = word >> control::SELECT_SHIFT;
         if select == control::SELECT_READ_BACK {
+            self.catch_up(tick);
             for (i, channel) in self.channels.iter_mut().enumerate() {
                 if word >> read_back::COUNTERS_SHIFT >> i & 1 == 0 {
                     continue;
@@ -141,6 +147,7 @@ impl Pit {
                 }
             }
         } else if word >> control::ACCESS_SHIFT & control::ACCESS == 0 {
+            self.catch_up(tick);
             if let Some(channel) = self.channels.get_mut(usize::from(select)) {
                 channel.latch_count(tick);
             }
@@ -161,9 +168,8 @@ impl Pit {
     fn read(&mut self, tick: u64, offset: u16) -> u8 {
         match offset {
             PORT_61_OFFSET => self.read_port_61(tick),
-            0..CONTROL_OFFSET => self.channels.get_mut(usize::from(offset)).map_or(0xff, |channel| channel.read(tick)),
             // The control word cannot be read.
-            _ => 0xff,
+            _ => self.channels.get_mut(usize::from(offset)).map_or(0xff, |channel| channel.read(tick)),
         }
     }
 
@@ -212,18 +218,17 @@ const fn bank_end(offset: u16) -> u16 {
 impl PortDevice for Pit {
     fn port_read(&mut self, now: Time, offset: u16, width: Width) -> u32 {
         let tick = self.tick(now);
-        if tick != self.handled {
+        // Between two edges there is nothing to catch up with.
+        let [timer, ..] = &self.channels;
+        if self.deadline.is_some_and(|deadline| now >= deadline) || timer.due_load(tick).is_some() {
             self.catch_up(tick);
-            self.update_deadline();
         }
         read_bytes(offset, width, bank_end(offset), |offset| self.read(tick, offset))
     }
 
     fn port_write(&mut self, now: Time, offset: u16, width: Width, value: u32) {
         let tick = self.tick(now);
-        self.catch_up(tick);
         write_bytes(offset, width, bank_end(offset), value, |offset, value| self.write(tick, offset, value));
-        self.update_deadline();
     }
 }
 

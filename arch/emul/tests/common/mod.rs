@@ -348,20 +348,8 @@ impl Random {
     }
     /// A value with the edges of all widths more likely than chance has them.
     pub fn value(&mut self) -> u64 {
-        const EDGES: [u64; 12] = [
-            0,
-            1,
-            2,
-            0x7f,
-            0x80,
-            0xff,
-            0x7fff,
-            0x8000,
-            0x7fff_ffff,
-            0x8000_0000,
-            0x7fff_ffff_ffff_ffff,
-            0x8000_0000_0000_0000,
-        ];
+        const EDGES: [u64; 12] =
+            [0, 1, 2, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0x7fff_ffff, 0x8000_0000, 0x7fff_ffff_ffff_ffff, 0x8000_0000_0000_0000];
         match self.below(4) {
             0 => *self.pick(&EDGES),
             1 => self.pick(&EDGES).wrapping_neg(),

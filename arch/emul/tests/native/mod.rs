@@ -247,20 +247,15 @@ impl Host {
         let memory = unsafe { core::slice::from_raw_parts(SCRATCH as *const u8, memory.len()) }.to_vec();
         let fault = match FAULT[0].load(Relaxed) {
             0 => None,
-            trap => Some(Fault {
-                vector: (trap - 1) as u8,
-                error: FAULT[1].load(Relaxed) as u32,
-                cr2: FAULT[2].load(Relaxed),
-            }),
+            trap => Some(Fault { vector: (trap - 1) as u8, error: FAULT[1].load(Relaxed) as u32, cr2: FAULT[2].load(Relaxed) }),
         };
         Found { gprs, rflags, vectors, memory, fault, rip: branches.then(|| self.after()) }
     }
 }
 
 fn strip_prefixes(code: &[u8]) -> &[u8] {
-    let start = code
-        .iter()
-        .position(|byte| !matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f));
+    let start =
+        code.iter().position(|byte| !matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f));
     &code[start.unwrap_or(0)..]
 }
 

@@ -1,0 +1,139 @@
+//! The machine below the hypervisor, once for each vendor.
+
+use crate::{
+    console, cpu,
+    mm::{
+        frames,
+        guest::{GuestRam, Stage2Format},
+        table::PageSize,
+    },
+    power, rtc,
+    svm::{self, Svm, SvmVcpu},
+    timer, tsc,
+    vmx::{self, Vmx, VmxVcpu},
+};
+use alloc::sync::Arc;
+use x86defs::{CpuidResult, CreateError, Platform, RamRange, Vcpu, VcpuConfig};
+
+/// What the two vendors do each in their way.
+pub trait Vendor: Send + Sync + 'static {
+    type Vcpu: Vcpu;
+    /// The name for people.
+    const NAME: &'static str;
+    const STAGE2: Stage2Format;
+    /// The largest pages that stage-2 tables may have.
+    fn largest_page(&self) -> PageSize;
+    /// CPUID of the host, less what a guest cannot have here.
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult;
+    fn create_vcpu(&self, memory: &Arc<GuestRam>, config: &VcpuConfig) -> Result<Self::Vcpu, CreateError>;
+    /// Leaves guest mode operation on this CPU, before the machine is reset.
+    fn leave(&self);
+}
+
+impl Vendor for Svm {
+    type Vcpu = SvmVcpu;
+    const NAME: &'static str = "AMD-V";
+    const STAGE2: Stage2Format = Stage2Format::Npt;
+
+    fn largest_page(&self) -> PageSize {
+        // NPT has the page sizes of the host's own tables (AMD APM vol. 2, 15.25.3).
+        if cpu::cpuid(0x8000_0001, 0).edx & 1 << 26 != 0 { PageSize::Size1G } else { PageSize::Size2M }
+    }
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult {
+        cpu::cpuid(leaf, subleaf)
+    }
+    fn create_vcpu(&self, memory: &Arc<GuestRam>, config: &VcpuConfig) -> Result<SvmVcpu, CreateError> {
+        Svm::create_vcpu(self, memory, config)
+    }
+    fn leave(&self) {
+        svm::leave();
+    }
+}
+
+impl Vendor for Vmx {
+    type Vcpu = VmxVcpu;
+    const NAME: &'static str = "VT-x";
+    const STAGE2: Stage2Format = Stage2Format::Ept;
+
+    fn largest_page(&self) -> PageSize {
+        Vmx::largest_page(self)
+    }
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult {
+        self.filter_cpuid(leaf, subleaf, cpu::cpuid(leaf, subleaf))
+    }
+    fn create_vcpu(&self, memory: &Arc<GuestRam>, config: &VcpuConfig) -> Result<VmxVcpu, CreateError> {
+        Vmx::create_vcpu(self, memory, config)
+    }
+    fn leave(&self) {
+        vmx::leave();
+    }
+}
+
+/// The machine with one vendor's virtualisation enabled.
+pub struct Machine<V> {
+    vendor: V,
+}
+
+impl<V: Vendor> Machine<V> {
+    /// `vendor` has been enabled on this CPU.
+    #[must_use]
+    pub const fn new(vendor: V) -> Self {
+        Self { vendor }
+    }
+}
+
+impl<V: Vendor> Platform for Machine<V> {
+    type Vcpu = V::Vcpu;
+    type Memory = GuestRam;
+
+    fn vendor(&self) -> &'static str {
+        V::NAME
+    }
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult {
+        self.vendor.cpuid(leaf, subleaf)
+    }
+    fn create_memory(&self, ranges: &[RamRange]) -> Result<GuestRam, CreateError> {
+        GuestRam::new(V::STAGE2, ranges, self.vendor.largest_page())
+    }
+    fn create_vcpu(&self, memory: &Arc<GuestRam>, config: &VcpuConfig) -> Result<V::Vcpu, CreateError> {
+        self.vendor.create_vcpu(memory, config)
+    }
+    fn memory(&self) -> (u64, u64) {
+        (frames::free_bytes(), frames::total_bytes())
+    }
+
+    #[inline]
+    fn tsc(&self) -> u64 {
+        tsc::now()
+    }
+    fn tsc_hz(&self) -> u64 {
+        tsc::hz()
+    }
+    fn wall_clock_ms(&self, tsc: u64) -> u64 {
+        rtc::unix_ms(tsc)
+    }
+    fn set_timer(&self, deadline: Option<u64>) {
+        timer::set(deadline);
+    }
+    fn wait_for_interrupt(&self) {
+        cpu::wait_for_interrupt();
+    }
+
+    fn console_write(&self, bytes: &[u8]) -> usize {
+        console::write(bytes)
+    }
+    fn console_read(&self) -> Option<u8> {
+        console::read()
+    }
+
+    fn power_off(&self) -> ! {
+        console::flush();
+        self.vendor.leave();
+        power::power_off()
+    }
+    fn reset(&self) -> ! {
+        console::flush();
+        self.vendor.leave();
+        power::reset()
+    }
+}

@@ -1,0 +1,120 @@
+//! Where an intercepted instruction ends, when the CPU does not say it.
+//!
+//! NRIP-save is an option, and so are decode assists. Without them the instruction is read from the guest's memory, through the guest's own
+//! page tables; a small cache spares that to code that exits again and again.
+//!
+//! A cached length can only be wrong if the guest has put the same instruction with other prefixes at the same address in the same
+//! address space. Then the guest's own RIP is off by those bytes, and nobody else's.
+
+use super::{
+    decode::{self, Extent},
+    vmcb::{Save, exit_code},
+};
+use crate::{mm::guest::GuestRam, vcpu};
+use x86defs::{Access, Cr0, Efer, GuestMemory, Gpr, Gva, Rflags, paging, paging::PagingContext};
+
+/// A power of two.
+const ENTRIES: usize = 16;
+
+#[derive(Clone, Copy)]
+struct Entry {
+    linear: u64,
+    cr3: u64,
+    code: u32,
+    /// Zero: not in use.
+    length: u8,
+}
+
+/// Lengths of instructions that have exited, by address, address space and kind of exit.
+pub struct LengthCache([Entry; ENTRIES]);
+
+impl LengthCache {
+    #[must_use]
+    pub const fn new() -> Self {
+        Self([Entry { linear: 0, cr3: 0, code: 0, length: 0 }; ENTRIES])
+    }
+
+    /// The extent of the instruction at RIP, which has made the exit `code`.
+    #[inline(always)]
+    pub fn extent(&mut self, code: u32, save: &Save, memory: &GuestRam) -> Extent {
+        let rip = save.rip;
+        let linear = save.cs.base.wrapping_add(rip);
+        let entry = &self.0[slot(linear)];
+        if entry.linear == linear && entry.code == code && entry.cr3 == save.cr3 && entry.length != 0 {
+            let next_rip = rip.wrapping_add(u64::from(entry.length));
+            if (next_rip ^ rip) >> 32 == 0 {
+                return Extent { next_rip, operand: Gpr::Rax, long: false };
+            }
+        }
+        self.miss(code, save, memory)
+    }
+
+    #[cold]
+    fn miss(&mut self, code: u32, save: &Save, memory: &GuestRam) -> Extent {
+        let long = long_code(save);
+        let mut bytes = [0; 15];
+        let bytes = fetch(save, memory, long, &mut bytes);
+        let (length, operand) = decode::measure(code, bytes, long).unwrap_or((decode::shortest(code), Gpr::Rax));
+        // An operand cannot be cached: boot loaders do put different MOVs to CR4 at one address.
+        if !(exit_code::CR0_READ..=exit_code::CR15_WRITE).contains(&code) {
+            let linear = save.cs.base.wrapping_add(save.rip);
+            self.0[slot(linear)] = Entry { linear, cr3: save.cr3, code, length };
+        }
+        Extent { next_rip: vcpu::next_rip(save.rip, u64::from(length), long), operand, long }
+    }
+}
+
+#[inline(always)]
+const fn slot(linear: u64) -> usize {
+    (linear ^ linear >> 4) as usize & (ENTRIES - 1)
+}
+
+/// True if the guest executes 64-bit code.
+#[inline]
+#[must_use]
+pub const fn long_code(save: &Save) -> bool {
+    save.efer & Efer::LMA.bits() != 0 && save.cs.attributes & 1 << 9 != 0
+}
+
+/// What the guest's paging depends on.
+#[must_use]
+pub fn paging_context(save: &Save) -> PagingContext {
+    PagingContext {
+        cr0: save.cr0,
+        cr3: save.cr3,
+        cr4: save.cr4,
+        efer: save.efer & !Efer::SVME.bits(),
+        rflags: save.rflags,
+        cpl: cpl(save),
+    }
+}
+
+/// The current privilege level. VMRUN keeps it in a field of its own, because SS does not always tell (15.5.1).
+#[inline]
+#[must_use]
+pub const fn cpl(save: &Save) -> u8 {
+    if save.cr0 & Cr0::PE.bits() == 0 {
+        0
+    } else if save.rflags & Rflags::VM.bits() != 0 && save.efer & Efer::LMA.bits() == 0 {
+        3
+    } else {
+        save.cpl & 3
+    }
+}
+
+/// Reads as much of the instruction at RIP as can be had.
+fn fetch<'a>(save: &Save, memory: &GuestRam, long: bool, bytes: &'a mut [u8; 15]) -> &'a [u8] {
+    let context = paging_context(save);
+    let mut done = 0;
+    while done < bytes.len() {
+        let rip = save.rip.wrapping_add(done as u64);
+        let linear = if long { rip } else { save.cs.base.wrapping_add(rip) & 0xffff_ffff };
+        let Ok(gpa) = paging::translate(memory, &context, Gva(linear), Access::Execute, false) else { break };
+        let n = (bytes.len() - done).min((4096 - gpa.page_offset()) as usize);
+        if memory.read(gpa, &mut bytes[done..done + n]).is_err() {
+            break;
+        }
+        done += n;
+    }
+    &bytes[..done]
+}

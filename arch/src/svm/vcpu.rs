@@ -1,0 +1,522 @@
+//! A vCPU on AMD-V: what goes around the world switch.
+
+use super::{
+    Shared,
+    asid::{Asid, Flush},
+    caps::Caps,
+    decode::{self, Extent},
+    length::{self, LengthCache},
+    nmi::{DR6_BS, NmiBlocking, Step, StepResult},
+    switch::{self, Frame},
+    vmcb::{INTERRUPT_SHADOW, NP_ENABLE, Vmcb, VmcbPage, clean, exit_code, intercept1, intercept2, tlb_control, vintr},
+};
+use crate::{
+    apic,
+    cpu,
+    event::{Arbiter, SoftwareEvents},
+    mm::guest::GuestRam,
+    vcpu::{LazyState, Question, Registers, Shadow, complete},
+};
+use alloc::sync::Arc;
+use core::arch::asm;
+use x86defs::{
+    ControlRegister, Cr0, Cr4, CreateError, Efer, Exception, Exit, Gpr, Gprs, Hpa, PAGE_SIZE, Resume, Rflags, VcpuConfig,
+    VcpuState, vector,
+};
+
+/// PAUSE instructions in a tight loop before an exit, and how close together (in cycles) they make a loop (15.14.4).
+const PAUSE_COUNT: u16 = 3000;
+const PAUSE_THRESHOLD: u16 = 128;
+
+/// Rare things to see to around the next entry, as bits, so that the common path makes one test.
+mod todo {
+    /// The guest's CPU is in shutdown.
+    pub const SHUTDOWN: u32 = 1 << 0;
+    /// Cached translations must be dropped.
+    pub const FLUSH: u32 = 1 << 1;
+    /// TLB_CONTROL must go back to "nothing".
+    pub const FLUSHED: u32 = 1 << 2;
+    /// `hv` waits for the guest to be able to take an NMI.
+    pub const NMI_WINDOW: u32 = 1 << 3;
+    /// The guest is being single-stepped behind its back.
+    pub const STEP: u32 = 1 << 4;
+}
+
+/// A virtual CPU on AMD-V.
+pub struct SvmVcpu {
+    pub(super) frame: Frame,
+    pub(super) vmcb: VmcbPage,
+    pub(super) question: Question,
+    pub(super) events: Arbiter,
+    todo: u32,
+    /// Clean bits after an entry: all, or none if the CPU does not have them.
+    clean: u32,
+    nrip_save: bool,
+    lengths: LengthCache,
+    pub(super) lazy: LazyState,
+    memory: Arc<GuestRam>,
+    shared: Arc<Shared>,
+    /// The CPU that has handed out the identifier, and the identifier.
+    asid: Option<(u32, Asid)>,
+    nmi: NmiBlocking,
+    step: Option<Step>,
+    pub(super) debugctl: u64,
+}
+
+impl SvmVcpu {
+    pub(super) fn new(shared: Arc<Shared>, memory: Arc<GuestRam>, config: &VcpuConfig) -> Result<Self, CreateError> {
+        let mut vmcb = VmcbPage::new().ok_or(CreateError::OutOfMemory { wanted: PAGE_SIZE, free: 0 })?;
+        set_up(&mut vmcb, &shared, &memory, config);
+        let mut vcpu = Self {
+            frame: Frame { gprs: Gprs::default(), vmcb: vmcb.hpa(), host_state: Hpa(0) },
+            vmcb,
+            question: Question::default(),
+            events: Arbiter::new(),
+            todo: todo::FLUSH,
+            clean: if shared.caps.vmcb_clean { clean::ALL } else { 0 },
+            nrip_save: shared.caps.nrip_save,
+            lengths: LengthCache::new(),
+            lazy: LazyState::new(),
+            memory,
+            shared,
+            asid: None,
+            nmi: NmiBlocking::Open,
+            step: None,
+            debugctl: 0,
+        };
+        vcpu.write_state(&VcpuState::reset(cpu::cpuid(1, 0).eax));
+        Ok(vcpu)
+    }
+
+    pub(super) fn caps(&self) -> &Caps {
+        &self.shared.caps
+    }
+
+    /// Tells the CPU that the VMCB fields of `bits` have changed since it saw them.
+    #[inline]
+    pub(super) fn dirty(&mut self, bits: u32) {
+        self.vmcb.control.clean &= !bits;
+    }
+
+    pub(super) fn enter_cpu(&mut self) {
+        // `enable` has run on every CPU that loads vCPUs; if not, entering would be undefined, so better stop here.
+        let shared = self.shared.clone();
+        let (id, cpu) = shared.this_cpu().expect("SVM is not enabled on this CPU");
+        self.frame.host_state = cpu.host_state.hpa();
+        if !self.asid.is_some_and(|(on, asid)| on == id && cpu.asids.lock().is_current(asid)) {
+            self.todo |= todo::FLUSH;
+        }
+        // Another CPU, or another vCPU's VMCB here in between: nothing is known to be cached.
+        self.vmcb.control.clean = 0;
+        self.lazy.load();
+    }
+
+    pub(super) fn leave_cpu(&mut self) {
+        self.lazy.unload();
+    }
+
+    /// Enters the guest until it has a question.
+    #[inline(always)]
+    pub(super) fn enter_guest(&mut self) -> Exit {
+        loop {
+            if self.todo != 0
+                && let Some(exit) = self.prepare()
+            {
+                return exit;
+            }
+            self.vmcb.control.event_inj = self.events.take().event_inj();
+            self.vmcb.save.rax = self.frame.gprs[Gpr::Rax];
+            self.vmcb.save.rsp = self.frame.gprs[Gpr::Rsp];
+            // SAFETY: `enable` ran on this CPU, as `enter_cpu` has checked; the VMCB is ours, intercepts INTR and NMI and masks virtual interrupts
+            // (`set_up`); `host_state` is this CPU's. The contract of `Vcpu::run` has interrupts disabled.
+            unsafe { switch::enter(&raw mut self.frame) };
+            self.vmcb.control.clean = self.clean;
+            self.frame.gprs[Gpr::Rax] = self.vmcb.save.rax;
+            self.frame.gprs[Gpr::Rsp] = self.vmcb.save.rsp;
+            let interrupted = decode::int_info(&self.vmcb.control);
+            if !interrupted.is_none() {
+                // RIP is still at an INT n, INT3 or INTO, so executing it again is what re-injection would be without NRIP-save.
+                self.events.interrupted(interrupted, SoftwareEvents::Execute);
+            }
+            if self.todo != 0
+                && let Some(exit) = self.look_back()
+            {
+                return exit;
+            }
+            let (vmcb, lengths, memory) = (&*self.vmcb, &mut self.lengths, &*self.memory);
+            let (nrip_save, decode_assists) = (self.nrip_save, self.shared.caps.decode_assists);
+            let measure = |code| {
+                if nrip_save {
+                    supplied(code, vmcb, decode_assists, lengths, memory)
+                } else {
+                    lengths.extent(code, &vmcb.save, memory)
+                }
+            };
+            match decode::decode(&vmcb.control, &self.frame.gprs, &mut self.question, measure) {
+                Some(exit) => return exit,
+                None => {
+                    if let Some(exit) = self.host_exit() {
+                        return exit;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sees to what is in `todo` before an entry.
+    #[cold]
+    fn prepare(&mut self) -> Option<Exit> {
+        if self.todo & todo::SHUTDOWN != 0 {
+            self.todo &= !todo::SHUTDOWN;
+            self.events.clear();
+            return Some(Exit::TripleFault);
+        }
+        if self.todo & todo::FLUSH != 0 {
+            self.todo &= !todo::FLUSH;
+            self.flush();
+        }
+        if self.todo & todo::NMI_WINDOW != 0 {
+            if self.nmi_allowed() {
+                self.todo &= !todo::NMI_WINDOW;
+                return Some(Exit::NmiWindow);
+            }
+            if self.events.is_busy() {
+                // The event goes first. An interrupt of our own ends the entry right after its delivery, before the guest's next instruction.
+                apic::kick(apic::id());
+            } else if self.nmi != NmiBlocking::Blocked {
+                // A shadow, or the IRET: over after one instruction. Otherwise the IRET intercept tells.
+                self.start_step();
+            }
+        }
+        None
+    }
+
+    /// Makes sure that the next entry finds no translation of this vCPU's in the TLB.
+    fn flush(&mut self) {
+        let shared = self.shared.clone();
+        let Some((id, cpu)) = shared.this_cpu() else { return };
+        let mut asids = cpu.asids.lock();
+        match self.asid {
+            Some((on, asid)) if on == id && asids.is_current(asid) && shared.caps.flush_by_asid => {
+                self.set_tlb_control(tlb_control::FLUSH_ASID);
+            }
+            _ => {
+                let (asid, flush) = asids.assign();
+                self.asid = Some((id, asid));
+                self.vmcb.control.asid = asid.number;
+                self.dirty(clean::ASID);
+                if flush == Flush::All {
+                    self.set_tlb_control(tlb_control::FLUSH_ALL);
+                }
+            }
+        }
+    }
+
+    fn set_tlb_control(&mut self, value: u8) {
+        self.vmcb.control.tlb_control = value;
+        self.todo |= todo::FLUSHED;
+    }
+
+    fn start_step(&mut self) {
+        let guest_tf = self.vmcb.save.rflags & Rflags::TF.bits() != 0;
+        self.vmcb.save.rflags |= Rflags::TF.bits();
+        self.step = Some(Step { guest_tf });
+        self.todo |= todo::STEP;
+    }
+
+    /// Sees to what is in `todo` after an exit.
+    #[cold]
+    fn look_back(&mut self) -> Option<Exit> {
+        if self.todo & todo::FLUSHED != 0 {
+            self.todo &= !todo::FLUSHED;
+            self.vmcb.control.tlb_control = tlb_control::NOTHING;
+        }
+        self.todo &= !todo::STEP;
+        let step = self.step.take()?;
+        if !step.guest_tf && self.vmcb.control.exit_code as u32 != exit_code::EXCEPTION_DB {
+            // It was not completed: RFLAGS are still those that the step began with.
+            self.vmcb.save.rflags &= !Rflags::TF.bits();
+        }
+        if self.vmcb.control.exit_code as u32 != exit_code::EXCEPTION_DB {
+            return None;
+        }
+        let result = step.result(self.vmcb.save.dr6);
+        let (StepResult::Ours { dr6 } | StepResult::Guests { dr6 }) = result;
+        if !step.guest_tf && self.nmi == NmiBlocking::Open {
+            // Not an IRET, which would have loaded a TF of the guest's own.
+            self.vmcb.save.rflags &= !Rflags::TF.bits();
+        }
+        self.vmcb.save.dr6 = dr6;
+        self.dirty(clean::DEBUG_REGISTERS);
+        match result {
+            StepResult::Ours { .. } if self.nmi_allowed() => {
+                self.todo &= !todo::NMI_WINDOW;
+                Some(Exit::NmiWindow)
+            }
+            // Still no luck: `prepare` tries again.
+            StepResult::Ours { .. } => Some(Exit::HostInterrupt),
+            StepResult::Guests { .. } => None,
+        }
+    }
+
+    /// Exits that are the host's own business. `None`: enter again.
+    #[cold]
+    fn host_exit(&mut self) -> Option<Exit> {
+        match self.vmcb.control.exit_code as u32 {
+            exit_code::IRET => {
+                self.nmi = NmiBlocking::AtIret(self.vmcb.save.rip);
+                self.set_intercept1(intercept1::IRET, false);
+                None
+            }
+            // The NMI was taken at STGI.
+            exit_code::NMI => Some(Exit::HostNmi),
+            exit_code::EXCEPTION_MC => {
+                // The machine check has been recorded but not delivered: give it to the host's handler, which finds it in the banks.
+                // SAFETY: the gate is present; its handler ends the host or returns.
+                unsafe { asm!("int 18") };
+                Some(Exit::HostInterrupt)
+            }
+            // INTR: still pending at the local APIC. SMI and INIT were taken at STGI.
+            _ => {
+                cpu::serve_interrupts();
+                Some(Exit::HostInterrupt)
+            }
+        }
+    }
+
+    pub(super) fn set_intercept1(&mut self, bits: u32, on: bool) {
+        let word = &mut self.vmcb.control.intercept1;
+        let new = if on { *word | bits } else { *word & !bits };
+        if new != *word {
+            *word = new;
+            self.dirty(clean::INTERCEPTS);
+        }
+    }
+
+    #[inline]
+    pub(super) fn in_shadow(&self) -> bool {
+        self.vmcb.control.interrupt_state & INTERRUPT_SHADOW != 0
+    }
+
+    #[inline]
+    pub(super) fn interrupt_allowed(&self) -> bool {
+        self.vmcb.save.rflags & Rflags::IF.bits() != 0 && !self.in_shadow() && !self.events.is_busy()
+    }
+
+    /// Asks for an exit as soon as the guest can take an interrupt: a virtual interrupt of highest priority, which is intercepted instead of
+    /// delivered (15.21.4).
+    pub(super) fn set_interrupt_window(&mut self, wanted: bool) {
+        const REQUEST: u64 = vintr::V_IRQ | vintr::V_INTR_PRIO_MAX | vintr::V_IGN_TPR;
+        let is_wanted = self.vmcb.control.intercept1 & intercept1::VINTR != 0;
+        if wanted == is_wanted {
+            return;
+        }
+        self.set_intercept1(intercept1::VINTR, wanted);
+        let word = &mut self.vmcb.control.vintr;
+        *word = if wanted { *word | REQUEST } else { *word & !REQUEST };
+        self.dirty(clean::VINTR);
+    }
+
+    pub(super) fn nmi_allowed(&self) -> bool {
+        !self.nmi.blocks(self.vmcb.save.rip) && !self.in_shadow() && !self.events.is_busy()
+    }
+
+    pub(super) fn queue_nmi(&mut self) {
+        self.events.inject_nmi();
+        self.nmi = NmiBlocking::Blocked;
+        self.set_intercept1(intercept1::IRET, true);
+        self.todo &= !todo::NMI_WINDOW;
+    }
+
+    pub(super) fn set_nmi_window(&mut self, wanted: bool) {
+        self.todo = if wanted { self.todo | todo::NMI_WINDOW } else { self.todo & !todo::NMI_WINDOW };
+    }
+
+    pub(super) fn want_flush(&mut self) {
+        self.todo |= todo::FLUSH;
+    }
+
+    /// Back to a CPU without anything pending, as INIT leaves it.
+    pub(super) fn forget_events(&mut self) {
+        self.events.clear();
+        self.todo &= todo::FLUSH | todo::FLUSHED;
+        self.nmi = NmiBlocking::Open;
+        self.step = None;
+        self.set_intercept1(intercept1::IRET, false);
+        self.set_interrupt_window(false);
+        self.vmcb.control.interrupt_state = 0;
+    }
+
+    /// Raises an exception at RIP.
+    pub(super) fn queue(&mut self, exception: &Exception) {
+        if let Some(address) = exception.cr2 {
+            self.vmcb.save.cr2 = address;
+            self.dirty(clean::CR2);
+        }
+        self.events.raise(exception, self.vmcb.save.cr0);
+        if self.events.is_shutdown() {
+            self.todo |= todo::SHUTDOWN;
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn finish(&mut self, resume: Resume) {
+        complete(self, resume);
+    }
+
+    /// For the crash dump: what waits to be delivered or done.
+    pub(super) fn pending(&self) -> (Arbiter, NmiBlocking, u32) {
+        (self.events, self.nmi, self.todo)
+    }
+}
+
+/// The extent of an instruction on a CPU that saves the next RIP. The operand of MOV CR comes from decode assists or from the instruction.
+fn supplied(code: u32, vmcb: &Vmcb, decode_assists: bool, lengths: &mut LengthCache, memory: &GuestRam) -> Extent {
+    let next_rip = vmcb.control.next_rip;
+    if code > exit_code::CR15_WRITE {
+        return Extent { next_rip, operand: Gpr::Rax, long: false };
+    }
+    // EXITINFO1 bit 63: it is a MOV, and bits 3:0 are the register (15.8.1).
+    let info = vmcb.control.exit_info1;
+    if decode_assists && info >> 63 != 0 {
+        return Extent { next_rip, operand: Gpr::from_index(info as u8), long: length::long_code(&vmcb.save) };
+    }
+    Extent { next_rip, ..lengths.extent(code, &vmcb.save, memory) }
+}
+
+/// What stays as it is for the life of a vCPU.
+fn set_up(vmcb: &mut Vmcb, shared: &Shared, memory: &GuestRam, config: &VcpuConfig) {
+    let control = &mut vmcb.control;
+    // CR8 is the virtual local APIC's. CR4 must not take bits that the guest's CPUID does not show; CR0 and CR3 are the guest's own.
+    control.cr_read = 1 << 8;
+    control.cr_write = 1 << 4 | 1 << 8;
+    // A guest can make the delivery of #AC or #DB raise another one on and on, with no instruction boundary at which an interrupt could stop it:
+    // #AC with a misaligned stack, #DB with a breakpoint on the stack that the exception is pushed to. Intercepting both gets the host
+    // back into the loop. #MC is the machine's, not the guest's.
+    control.exceptions = 1 << vector::DB | 1 << vector::AC | 1 << vector::MC;
+    control.intercept1 = intercept1::INTR
+        | intercept1::NMI
+        | intercept1::SMI
+        | intercept1::INIT
+        | intercept1::RDPMC
+        | intercept1::CPUID
+        | intercept1::INVD
+        | intercept1::HLT
+        | intercept1::INVLPGA
+        | intercept1::IOIO
+        | intercept1::MSR
+        | intercept1::TASK_SWITCH
+        | intercept1::FERR_FREEZE
+        | intercept1::SHUTDOWN;
+    control.intercept2 = intercept2::VMRUN
+        | intercept2::VMMCALL
+        | intercept2::VMLOAD
+        | intercept2::VMSAVE
+        | intercept2::STGI
+        | intercept2::CLGI
+        | intercept2::SKINIT
+        | intercept2::WBINVD
+        | intercept2::MONITOR
+        | intercept2::MWAIT
+        | intercept2::MWAIT_ARMED
+        | intercept2::XSETBV
+        | intercept2::RDPRU;
+    if config.intercept_rdtsc {
+        control.intercept1 |= intercept1::RDTSC;
+        control.intercept2 |= intercept2::RDTSCP;
+    }
+    if shared.caps.pause_filter {
+        control.intercept1 |= intercept1::PAUSE;
+        control.pause_filter_count = PAUSE_COUNT;
+        control.pause_filter_threshold = if shared.caps.pause_filter_threshold { PAUSE_THRESHOLD } else { 0 };
+    }
+    control.iopm_base = shared.maps.io.hpa().0;
+    control.msrpm_base = shared.maps.msr.hpa().0;
+    control.vintr = vintr::V_INTR_MASKING;
+    control.nested_control = NP_ENABLE;
+    control.n_cr3 = memory.root().0;
+    vmcb.save.g_pat = super::state::PAT_RESET;
+}
+
+impl Registers for SvmVcpu {
+    #[inline(always)]
+    fn gprs_mut(&mut self) -> &mut Gprs {
+        &mut self.frame.gprs
+    }
+    #[inline(always)]
+    fn question(&mut self) -> &mut Question {
+        &mut self.question
+    }
+    #[inline(always)]
+    fn set_rip(&mut self, rip: u64) {
+        self.vmcb.save.rip = rip;
+    }
+    #[inline(always)]
+    fn rflags(&self) -> u64 {
+        self.vmcb.save.rflags
+    }
+    #[inline(always)]
+    fn set_rflags(&mut self, rflags: u64) {
+        self.vmcb.save.rflags = rflags;
+    }
+    #[inline(always)]
+    fn set_shadow(&mut self, shadow: Shadow) {
+        match shadow {
+            Shadow::None => self.vmcb.control.interrupt_state &= !INTERRUPT_SHADOW,
+            Shadow::MovSs => self.vmcb.control.interrupt_state |= INTERRUPT_SHADOW,
+        }
+    }
+
+    fn write_control(&mut self, register: ControlRegister, value: u64) {
+        /// Bits of CR0 and CR4 that change what cached translations mean (APM vol. 2, 5.5.2).
+        const CR0_PAGING: u64 = Cr0::PG.union(Cr0::WP).union(Cr0::PE).bits();
+        const CR4_PAGING: u64 = Cr4::PAE
+            .union(Cr4::PSE)
+            .union(Cr4::PGE)
+            .union(Cr4::PCIDE)
+            .union(Cr4::SMEP)
+            .union(Cr4::SMAP)
+            .union(Cr4::LA57)
+            .union(Cr4::PKE)
+            .bits();
+        let save = &mut self.vmcb.save;
+        match register {
+            ControlRegister::Cr0 => {
+                let changed = save.cr0 ^ value;
+                save.cr0 = value;
+                if save.efer & Efer::LME.bits() != 0 {
+                    let lma = if value & Cr0::PG.bits() != 0 { Efer::LMA.bits() } else { 0 };
+                    save.efer = save.efer & !Efer::LMA.bits() | lma;
+                }
+                if changed & CR0_PAGING != 0 {
+                    self.want_flush();
+                }
+            }
+            ControlRegister::Cr3 => {
+                // Bit 63 asks to keep the PCID's entries; it is not stored.
+                save.cr3 = value & !(1 << 63);
+                self.want_flush();
+            }
+            ControlRegister::Cr4 => {
+                let changed = save.cr4 ^ value;
+                save.cr4 = value;
+                if changed & CR4_PAGING != 0 {
+                    self.want_flush();
+                }
+            }
+            // The virtual local APIC keeps it.
+            ControlRegister::Cr8 => {}
+        }
+        self.dirty(clean::CONTROL_REGISTERS);
+    }
+
+    fn raise(&mut self, exception: &Exception) {
+        self.queue(exception);
+    }
+
+    fn single_step(&mut self) {
+        self.vmcb.save.dr6 |= DR6_BS;
+        self.dirty(clean::DEBUG_REGISTERS);
+        self.queue(&Exception::DB);
+    }
+}

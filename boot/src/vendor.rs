@@ -1,0 +1,49 @@
+//! Picks the vendor, once: everything behind `hv::run` is compiled for it.
+
+use alloc::boxed::Box;
+use arch::{
+    cpu,
+    platform::{Machine, Vendor},
+    virt::{self, Virtualisation},
+};
+use core::fmt::Display;
+use hv::{
+    BootInfo,
+    log::{always, info},
+};
+use x86defs::VirtFeature;
+
+/// Enables virtualisation on this CPU and runs the guests. Without virtualisation, says why and stays.
+pub fn run(boot: &BootInfo) -> ! {
+    match virt::detect() {
+        Ok(Virtualisation::Svm(svm)) => match svm.enable() {
+            Ok(()) => start(&svm.features(), svm, boot),
+            Err(reason) => cannot_run(&reason),
+        },
+        Ok(Virtualisation::Vmx(vmx)) => match vmx.enable() {
+            Ok(()) => start(&vmx.features(), vmx, boot),
+            Err(reason) => cannot_run(&reason),
+        },
+        Err(reason) => cannot_run(&reason),
+    }
+}
+
+fn start<V: Vendor>(features: &[VirtFeature], vendor: V, boot: &BootInfo) -> ! {
+    let list = |wanted: fn(&VirtFeature) -> bool| {
+        let names: alloc::vec::Vec<_> = features.iter().filter(|f| wanted(f)).map(|f| f.name).collect();
+        if names.is_empty() { "none".into() } else { names.join(", ") }
+    };
+    always!("Virtualisation: {}, using {}", V::NAME, list(|f| f.used));
+    info!("{}: present but not used: {}", V::NAME, list(|f| f.present && !f.used));
+    info!("{}: absent: {}", V::NAME, list(|f| !f.present));
+    let machine = Box::leak(Box::new(Machine::new(vendor)));
+    hv::run(machine, boot)
+}
+
+fn cannot_run(reason: &dyn Display) -> ! {
+    always!("Virtualisation: {reason}");
+    always!("no guest can run on this machine");
+    loop {
+        cpu::wait_for_interrupt();
+    }
+}

@@ -1,0 +1,250 @@
+//! Register accesses: xAPIC by memory, x2APIC by MSR.
+
+use super::{
+    Effect, Gp, LocalApic,
+    spec::{FIRST_LEGAL_VECTOR, TDCR_WRITABLE, esr, icr, lvt, reg, svr},
+};
+use crate::interrupt::{ApicMode, BROADCAST, DeliveryMode, DestinationMode, InterruptMessage, Ipi, Shorthand, Trigger};
+use core::sync::atomic::Ordering::{AcqRel, SeqCst};
+use x86defs::{Time, Width, msr};
+
+impl LocalApic {
+    // --- xAPIC
+
+    /// A read at `offset` of the register page, for which the guest must be in xAPIC mode. Reads of less than 32 bits get their part of the
+    /// register; a register that does not exist reads zero and is an error that ESR reports; other accesses than those of 11.4.1 read
+    /// zero.
+    #[must_use]
+    pub fn mmio_read(&self, now: Time, offset: u64, width: Width) -> u64 {
+        let within = (offset & 0xf) as u32;
+        let register = offset as u32 & 0xff0;
+        if within + width.bytes() as u32 > 4 || self.mode() != ApicMode::XApic {
+            return 0;
+        }
+        let Some(value) = self.read(now, register) else {
+            self.error(esr::ILLEGAL_REGISTER);
+            return 0;
+        };
+        u64::from(value) >> (8 * within) & width.mask()
+    }
+
+    /// A write at `offset` of the register page. All but aligned 32-bit writes are dropped (11.4.1 calls them undefined).
+    pub fn mmio_write(&self, now: Time, offset: u64, width: Width, value: u64) -> Effect {
+        if width != Width::Dword || offset & 0xf != 0 || self.mode() != ApicMode::XApic {
+            return Effect::None;
+        }
+        let value = value as u32;
+        let register = offset as u32 & 0xff0;
+        match register {
+            reg::EOI => return self.eoi(),
+            reg::TPR => self.set_tpr(value as u8),
+            reg::ICR_LOW => {
+                let low = value & icr::WRITABLE;
+                self.page.set(reg::ICR_LOW, low);
+                let mode = DestinationMode::from_bit(low & icr::LOGICAL != 0);
+                return self.send(low, InterruptMessage::widen((self.page.get(reg::ICR_HIGH) >> 24) as u8, mode));
+            }
+            reg::ICR_HIGH => self.page.set(reg::ICR_HIGH, value & 0xff00_0000),
+            reg::TMICT => return self.write_initial_count(now, value),
+            reg::TDCR => return self.write_divide(now, value),
+            reg::LVT_TIMER
+            | reg::LVT_THERMAL
+            | reg::LVT_PERFORMANCE
+            | reg::LVT_LINT0
+            | reg::LVT_LINT1
+            | reg::LVT_ERROR => return self.write_lvt(now, register, value),
+            reg::SVR => self.write_svr(value & svr::WRITABLE),
+            reg::ESR => self.write_esr(),
+            reg::LDR => self.page.set(reg::LDR, value & 0xff00_0000),
+            reg::DFR => self.page.set(reg::DFR, value | 0x0fff_ffff),
+            // Read-only (the ID: see `LocalApic::id`).
+            reg::ID | reg::VERSION | reg::APR | reg::PPR | reg::RRD | reg::ISR..=reg::IRR_LAST | reg::TMCCT => {}
+            _ => self.error(esr::ILLEGAL_REGISTER),
+        }
+        Effect::None
+    }
+
+    /// The register at `offset`, a multiple of 16, as the mode has it; `None` if there is none.
+    fn read(&self, now: Time, offset: u32) -> Option<u32> {
+        match offset {
+            reg::TMCCT => Some(self.current_count(now)),
+            reg::ID
+            | reg::VERSION
+            | reg::TPR..=reg::EOI
+            | reg::RRD..=reg::SVR
+            | reg::ISR..=reg::IRR_LAST
+            | reg::ESR
+            | reg::ICR_LOW..=reg::TMICT
+            | reg::TDCR => Some(self.page.get(offset)),
+            _ => None,
+        }
+    }
+
+    // --- x2APIC
+
+    /// RDMSR of `index` in 0x800..=0x8ff.
+    ///
+    /// # Errors
+    /// #GP if the APIC is not in x2APIC mode, or there is no such register, or it is write-only (table 11-6).
+    #[inline]
+    pub fn msr_read(&self, now: Time, index: u32) -> Result<u64, Gp> {
+        let offset = register_of(index)?;
+        if self.mode() != ApicMode::X2Apic {
+            return Err(Gp);
+        }
+        match offset {
+            reg::ICR_LOW => Ok(u64::from(self.page.get(reg::ICR_HIGH)) << 32 | u64::from(self.page.get(reg::ICR_LOW))),
+            reg::EOI | reg::ICR_HIGH | reg::DFR | reg::APR | reg::RRD => Err(Gp),
+            _ => self.read(now, offset).map(u64::from).ok_or(Gp),
+        }
+    }
+
+    /// WRMSR of `index` in 0x800..=0x8ff.
+    ///
+    /// # Errors
+    /// #GP if the APIC is not in x2APIC mode, or there is no such register, or it is read-only, or a reserved bit is set (11.12.1.2).
+    #[inline]
+    pub fn msr_write(&self, now: Time, index: u32, value: u64) -> Result<Effect, Gp> {
+        let offset = register_of(index)?;
+        if self.mode() != ApicMode::X2Apic {
+            return Err(Gp);
+        }
+        let within = |writable: u32| if value & !u64::from(writable) == 0 { Ok(value as u32) } else { Err(Gp) };
+        match offset {
+            reg::EOI => {
+                within(0)?;
+                return Ok(self.eoi());
+            }
+            reg::ICR_LOW => return self.write_icr(value),
+            reg::TMICT => return Ok(self.write_initial_count(now, within(u32::MAX)?)),
+            reg::TPR => self.set_tpr(within(0xff)? as u8),
+            reg::SELF_IPI => {
+                let vector = within(0xff)? as u8;
+                self.send_to_self(vector);
+            }
+            reg::TDCR => return Ok(self.write_divide(now, within(TDCR_WRITABLE)?)),
+            reg::LVT_TIMER
+            | reg::LVT_THERMAL
+            | reg::LVT_PERFORMANCE
+            | reg::LVT_LINT0
+            | reg::LVT_LINT1
+            | reg::LVT_ERROR => {
+                let value = within(lvt::writable(offset) | lvt::read_only(offset))?;
+                return Ok(self.write_lvt(now, offset, value));
+            }
+            reg::SVR => self.write_svr(within(svr::WRITABLE)?),
+            reg::ESR => {
+                within(0)?;
+                self.write_esr();
+            }
+            _ => return Err(Gp),
+        }
+        Ok(Effect::None)
+    }
+
+    #[inline]
+    fn write_icr(&self, value: u64) -> Result<Effect, Gp> {
+        let (low, high) = (value as u32, (value >> 32) as u32);
+        if low & !(icr::WRITABLE | icr::DELIVERY_STATUS) != 0 {
+            return Err(Gp);
+        }
+        let low = low & icr::WRITABLE;
+        self.page.set(reg::ICR_LOW, low);
+        self.page.set(reg::ICR_HIGH, high);
+        self.page.set(reg::ICR_HIGH_X2APIC, high);
+        Ok(self.send(low, high))
+    }
+
+    // --- both
+
+    /// Sends the IPI that the ICR's low half and a 32-bit destination describe (11.6.1).
+    #[inline]
+    fn send(&self, low: u32, destination: u32) -> Effect {
+        let vector = low as u8;
+        let shorthand = Shorthand::from_bits(low >> icr::SHORTHAND_SHIFT);
+        let destination_mode = DestinationMode::from_bit(low & icr::LOGICAL != 0);
+        let Some(delivery) = DeliveryMode::from_bits(low >> icr::DELIVERY_SHIFT) else { return Effect::None };
+        match delivery {
+            DeliveryMode::Fixed if self.is_self(shorthand, destination_mode, destination) => {
+                self.send_to_self(vector);
+                return Effect::None;
+            }
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority if vector < FIRST_LEGAL_VECTOR => {
+                self.error(esr::SEND_ILLEGAL_VECTOR);
+                return Effect::None;
+            }
+            // INIT level de-assert does nothing since the Pentium 4; ExtINT is no mode of the ICR.
+            DeliveryMode::Init if low & (icr::ASSERT | icr::LEVEL) == icr::LEVEL => return Effect::None,
+            DeliveryMode::ExtInt => return Effect::None,
+            _ => {}
+        }
+        // Every IPI is edge-triggered, whatever the trigger mode bit says.
+        let message = InterruptMessage { destination, destination_mode, delivery, vector, trigger: Trigger::Edge };
+        Effect::Ipi(Ipi { shorthand, message })
+    }
+
+    /// True if a fixed IPI goes to this APIC and no other.
+    #[inline(always)]
+    fn is_self(&self, shorthand: Shorthand, mode: DestinationMode, destination: u32) -> bool {
+        match shorthand {
+            Shorthand::Myself => true,
+            Shorthand::None => {
+                let own = if self.mode() == ApicMode::X2Apic { self.id() } else { self.id() & 0xff };
+                mode == DestinationMode::Physical && destination == own && destination != BROADCAST
+            }
+            _ => false,
+        }
+    }
+
+    #[inline(always)]
+    fn send_to_self(&self, vector: u8) {
+        if vector < FIRST_LEGAL_VECTOR {
+            self.error(esr::SEND_ILLEGAL_VECTOR);
+        } else {
+            self.post(vector, Trigger::Edge);
+        }
+    }
+
+    /// Spurious-interrupt vector register. Software-disabling the APIC masks the LVT (11.4.7.2); what is pending stays so.
+    fn write_svr(&self, value: u32) {
+        self.page.set(reg::SVR, value);
+        if value & svr::ENABLE == 0 {
+            for entry in reg::LVT {
+                self.page.at(entry).fetch_or(lvt::MASKED, SeqCst);
+            }
+        }
+        self.reconsider();
+    }
+
+    /// ESR shows the errors since it was last written, and the error interrupt is armed again (11.5.3).
+    fn write_esr(&self) {
+        self.page.set(reg::ESR, self.errors.swap(0, AcqRel));
+    }
+
+    fn write_lvt(&self, now: Time, offset: u32, value: u32) -> Effect {
+        let mut value = value & lvt::writable(offset);
+        if !self.software_enabled() {
+            value |= lvt::MASKED;
+        }
+        match offset {
+            reg::LVT_TIMER => return self.write_timer_entry(now, value),
+            reg::LVT_LINT0 | reg::LVT_LINT1 => {
+                // An interrupt on its way to the processor still awaits its EOI, unless the pin is now edge-triggered.
+                let kept = if value & lvt::LEVEL != 0 { lvt::REMOTE_IRR } else { 0 };
+                let _ = self.page.at(offset).fetch_update(SeqCst, SeqCst, |old| Some(value | old & kept));
+                self.lint_written(offset);
+            }
+            _ => self.page.set(offset, value),
+        }
+        Effect::None
+    }
+}
+
+/// The page offset of an x2APIC MSR's register.
+#[inline(always)]
+const fn register_of(index: u32) -> Result<u32, Gp> {
+    match index.checked_sub(msr::X2APIC_BASE) {
+        Some(n @ 0..=0x3f) => Ok(n << 4),
+        _ => Err(Gp),
+    }
+}
