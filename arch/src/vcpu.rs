@@ -333,6 +333,7 @@ impl LazyState {
             if self.layout.all == 0 {
                 asm!("fxsave64 [{}]", in(reg) self.area.as_mut_ptr(), options(nostack, preserves_flags));
             } else {
+                self.xcr0 = read_xcr0();
                 write_xcr0(self.layout.all);
                 xsave(self.area.as_mut_ptr().cast(), self.layout.all);
             }
@@ -351,11 +352,11 @@ impl LazyState {
         self.loaded
     }
 
-    /// The guest's XCR0.
+    /// The guest's XCR0. While it is loaded, the register itself is asked: QEMU's TCG lets a guest's XSETBV pass without an exit.
     #[inline]
     #[must_use]
-    pub const fn xcr0(&self) -> u64 {
-        self.xcr0
+    pub fn xcr0(&self) -> u64 {
+        if self.loaded && self.layout.all != 0 { read_xcr0() } else { self.xcr0 }
     }
 
     /// Gives the guest another XCR0. Bits that the host lacks are dropped, and x87 is always on, so that no guest's value can fault here.
@@ -434,7 +435,7 @@ impl LazyState {
     }
 
     fn ymm_high(&self, n: usize) -> u128 {
-        if self.layout.all & AVX != 0 && self.xcr0 & AVX != 0 && self.component_valid(AVX) {
+        if self.layout.all & AVX != 0 && self.xcr0() & AVX != 0 && self.component_valid(AVX) {
             u128::from_le_bytes(self.get(self.layout.ymm_offset + 16 * n))
         } else {
             0
@@ -512,6 +513,15 @@ unsafe fn write_xcr0(value: u64) {
     unsafe {
         asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, preserves_flags));
     }
+}
+
+/// XCR0. Only with CR4.OSXSAVE set, which the host has whenever the CPU has XSAVE.
+#[inline]
+fn read_xcr0() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reads a register that exists.
+    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
+    u64::from(high) << 32 | u64::from(low)
 }
 
 /// # Safety

@@ -3,7 +3,7 @@
 use crate::options::{self, CrashTest, Parsed};
 use crate::{HEAP, image, report};
 use alloc::{boxed::Box, vec::Vec};
-use arch::cpu::{self, features, stack, trap};
+use arch::cpu::{features, stack, trap};
 use arch::mm::{self, direct, frames, frames::Range};
 use arch::multiboot::{self, BootInformation, MemoryKind};
 use arch::{acpi, apic, console, crash, power, rtc, symbols, timer, tsc};

@@ -12,12 +12,17 @@ extern crate std;
 
 pub mod interim;
 pub mod interrupt;
+pub mod ioapic;
 pub mod lapic;
+pub mod acpi_pm;
 mod line;
+pub mod misc;
+pub mod pci;
 pub mod pic;
 pub mod pit;
 mod ports;
 pub mod rtc;
+pub mod router;
 mod ticks;
 pub mod uart;
 

@@ -49,7 +49,10 @@ pub trait StampSource: Sync {
 
 /// The log. There is one, behind the functions of this module.
 struct Logger {
+    /// Taken before the ring.
     state: Mutex<State>,
+    /// By reference: it starts as zeroes, which take no room in the image if nothing else is beside them.
+    ring: &'static Mutex<Ring>,
     sink: Once<&'static dyn Sink>,
     clock: Once<&'static dyn StampSource>,
     at_line_start: AtomicBool,
@@ -57,7 +60,6 @@ struct Logger {
 
 struct State {
     settings: Settings,
-    ring: Ring,
     host_limit: RateLimit,
     guest_limit: RateLimit,
 }
@@ -78,7 +80,8 @@ impl Settings {
     };
 }
 
-static LOGGER: Logger = Logger::new();
+static RING_BYTES: Mutex<Ring> = Mutex::new(Ring::new());
+static LOGGER: Logger = Logger::new(&RING_BYTES);
 
 /// Takes levels and timestamps from the options, and starts to receive the `log` crate's messages.
 pub fn init(options: &Options) {
@@ -123,18 +126,14 @@ pub fn fresh_line() {
 /// Copies what the ring holds from position `from` on, oldest first, and returns the number of bytes and the position to go on at.
 /// Start at 0; a position that the ring no longer holds means its oldest byte.
 pub fn read(from: u64, buffer: &mut [u8]) -> (usize, u64) {
-    LOGGER.state.lock().ring.read(from, buffer)
+    RING_BYTES.lock().read(from, buffer)
 }
 
 impl Logger {
-    const fn new() -> Self {
+    const fn new(ring: &'static Mutex<Ring>) -> Self {
         Self {
-            state: Mutex::new(State {
-                settings: Settings::EARLY,
-                ring: Ring::new(),
-                host_limit: RateLimit::new(),
-                guest_limit: RateLimit::new(),
-            }),
+            state: Mutex::new(State { settings: Settings::EARLY, host_limit: RateLimit::new(), guest_limit: RateLimit::new() }),
+            ring,
             sink: Once::new(),
             clock: Once::new(),
             at_line_start: AtomicBool::new(true),
@@ -147,9 +146,9 @@ impl Logger {
     }
 
     fn set_sink(&self, sink: &'static dyn Sink) {
-        let state = self.state.lock();
+        let _state = self.state.lock();
         self.sink.call_once(|| {
-            state.ring.each(&mut |part| {
+            self.ring.lock().each(&mut |part| {
                 for line in part.split_inclusive(|&b| b == b'\n') {
                     show(sink, line);
                 }
@@ -186,7 +185,7 @@ impl Logger {
             let _ = timestamp(&mut out, state.settings.timestamps, stamp);
             let _ = out.write_str(line);
             for bytes in [out.as_str().as_bytes(), b"\n"] {
-                state.ring.push(bytes);
+                self.ring.lock().push(bytes);
                 if let Some(sink) = self.sink.get() {
                     show(*sink, bytes);
                 }

@@ -28,7 +28,7 @@ impl StampSource for Clock {
 }
 
 fn logger() -> (&'static Logger, &'static Shown, &'static Clock) {
-    let logger: &'static Logger = Box::leak(Box::new(Logger::new()));
+    let logger: &'static Logger = Box::leak(Box::new(Logger::new(Box::leak(Box::new(Mutex::new(Ring::new()))))));
     let clock: &'static Clock = Box::leak(Box::new(Clock(AtomicU64::new(0))));
     logger.clock.call_once(|| clock);
     (logger, Box::leak(Box::default()), clock)

@@ -14,7 +14,7 @@ use crate::{
 };
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::fmt;
-use devices::interim::lapic::LocalApic;
+use devices::lapic::LocalApic;
 use x86defs::{Gpa, GuestMemoryExt, Platform, Time, Vcpu, VcpuConfig, Width};
 
 /// How a guest ended.
@@ -82,6 +82,8 @@ pub struct Vm<P: Platform> {
     pub blueprint: Arc<Blueprint>,
     pub memory: Arc<P::Memory>,
     pub board: Board,
+    /// Zero of the guest's own clocks.
+    pub started: Time,
     output: GuestConsole,
     console: Arc<Console>,
 }
@@ -118,6 +120,9 @@ impl<P: Platform> Vm<P> {
 
         let apics: Vec<Arc<LocalApic>> = (0..config.vcpus).map(|n| Arc::new(LocalApic::new(n, n == 0))).collect();
         let now = clock.now(platform);
+        if let Some(boot) = apics.first() {
+            virtual_wire(boot, now);
+        }
         let board = Board::new(
             &BoardConfig {
                 ram_below_4g: ranges.iter().map(|r| r.end().0).filter(|&end| end <= layout::ABOVE_4G).max().unwrap_or(0),
@@ -133,6 +138,7 @@ impl<P: Platform> Vm<P> {
             blueprint: blueprint.clone(),
             memory: memory.clone(),
             board,
+            started: now,
             output: GuestConsole::default(),
             console: console.clone(),
         });
@@ -215,6 +221,14 @@ impl<P: Platform> Vm<P> {
     /// A byte typed for this guest.
     pub fn input(&self, now: Time, byte: u8) {
         self.board.serial_input(now, byte);
+    }
+}
+
+/// Leaves the boot processor's local APIC as firmware does: enabled, the 8259 pair on LINT0, NMI on LINT1 (MultiProcessor Specification
+/// 1.4, 3.6.2.2).
+fn virtual_wire(apic: &LocalApic, now: Time) {
+    for (register, value) in [(0xf0, 0x1ff), (0x350, 0x700), (0x360, 0x400)] {
+        apic.mmio_write(now, register, Width::Dword, value);
     }
 }
 

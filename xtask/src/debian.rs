@@ -35,9 +35,7 @@ pub fn kernel(cache: &Path, consent: Consent) -> Result<PathBuf> {
         return Ok(kernel);
     }
     tools::need(&[tools::DEBIAN], consent)?;
-    if !tools::have_package_lists() {
-        tools::apt(consent.root, &["update"])?;
-    }
+    tools::need_package_lists(consent)?;
     let fetch = || -> Result<()> {
         let package = image_package(&KernelDependencies::ask()?)?;
         unpack(&package, &folder, |unpacked| {
@@ -52,7 +50,7 @@ pub fn kernel(cache: &Path, consent: Consent) -> Result<PathBuf> {
     // Old lists name a version that the server no longer has.
     fetch().or_else(|error| {
         eprintln!("xtask: {error:#}; asking for new package lists");
-        tools::apt(consent.root, &["update"]).and_then(|()| fetch())
+        tools::update_package_lists(consent).and_then(|()| fetch())
     })?;
     Ok(kernel)
 }
@@ -89,9 +87,7 @@ fn busybox(cache: &Path, consent: Consent) -> Result<PathBuf> {
     let busybox = folder.join("busybox");
     if !busybox.is_file() {
         tools::need(&[tools::DEBIAN], consent)?;
-        if !tools::have_package_lists() {
-            tools::apt(consent.root, &["update"])?;
-        }
+        tools::need_package_lists(consent)?;
         unpack(BUSYBOX_PACKAGE, &folder, |unpacked| {
             let places = ["bin/busybox", "usr/bin/busybox"].map(|p| unpacked.join(p));
             let found = places.into_iter().find(|p| p.is_file()).context("busybox-static holds no busybox")?;
@@ -139,7 +135,7 @@ hostname HOST
 cd /root
 echo
 echo "This is Debian's own kernel, Linux $(uname -r), in a virtual machine."
-echo "poweroff -f ends it, reboot -f restarts it."
+echo "poweroff -f ends it, reboot -f restarts it, resize tells it the terminal's size after its window has changed."
 echo
 # The shell gets the console as its terminal, for job control. Without a first process the kernel would panic: go on if it ends.
 while :; do setsid cttyhack sh; done

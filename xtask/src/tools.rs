@@ -84,6 +84,18 @@ impl Consent {
     }
 }
 
+impl Consent {
+    /// Asks, if there is somebody to ask and a need to; an error if the answer is no.
+    fn obtain(self, question: &str, by_hand: &str) -> Result<()> {
+        match self.decide() {
+            Decision::Install => Ok(()),
+            Decision::Ask if ask(question)? => Ok(()),
+            Decision::Ask => bail!("not done; do it with: {by_hand}"),
+            Decision::Refuse => bail!("nobody to ask: say --yes, or do it with: {by_hand}"),
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Decision {
     Install,
@@ -111,14 +123,8 @@ pub fn need(tools: &[&[Tool]], consent: Consent) -> Result<()> {
     if !in_path("apt-get", &path, Path::new("/")) {
         bail!("install the missing tools (on Debian: {by_hand})");
     }
-    match consent.decide() {
-        Decision::Install => {}
-        Decision::Ask => {
-            ensure!(ask(&format!("Install {} with apt?", packages.join(", ")))?, "not installed; do it with: {by_hand}")
-        }
-        Decision::Refuse => bail!("nobody to ask: install the missing tools with `{by_hand}`, or say --yes"),
-    }
-    install(&packages, consent.root)?;
+    consent.obtain(&format!("Install {} with apt?", packages.join(", ")), &by_hand)?;
+    install(&packages, consent)?;
     let path = env::var_os("PATH").unwrap_or_default();
     match self::missing(&missing, &path, Path::new("/")).first() {
         Some(tool) => {
@@ -136,26 +142,40 @@ fn ask(question: &str) -> Result<bool> {
     Ok(read > 0 && matches!(answer.trim().to_ascii_lowercase().as_str(), "" | "y" | "yes"))
 }
 
-fn install(packages: &[&str], root: bool) -> Result<()> {
+fn install(packages: &[&str], consent: Consent) -> Result<()> {
     if !have_package_lists() {
-        apt(root, &["update"])?;
+        apt(consent, &["update"])?;
     }
     let mut arguments = vec!["install", "-y", "--no-install-recommends"];
     arguments.extend(packages);
     // Old lists name packages that the server no longer has.
-    apt(root, &arguments).or_else(|_| apt(root, &["update"]).and_then(|()| apt(root, &arguments)))
+    apt(consent, &arguments).or_else(|_| apt(consent, &["update"]).and_then(|()| apt(consent, &arguments)))
 }
 
 /// True if apt knows what there is to install.
-pub fn have_package_lists() -> bool {
+fn have_package_lists() -> bool {
     fs::read_dir("/var/lib/apt/lists")
         .is_ok_and(|mut dir| dir.any(|entry| entry.is_ok_and(|e| e.file_name().to_string_lossy().contains("_Packages"))))
 }
 
+/// Sees to it that apt knows what there is to download.
+pub fn need_package_lists(consent: Consent) -> Result<()> {
+    if have_package_lists() { Ok(()) } else { update_package_lists(consent) }
+}
+
+pub fn update_package_lists(consent: Consent) -> Result<()> {
+    consent.obtain("Fetch apt's package lists (apt-get update)?", "apt-get update")?;
+    apt(consent, &["update"])
+}
+
 /// Runs apt-get, by sudo unless root. Its output is on our stderr: stdout is the guest's.
-pub fn apt(root: bool, arguments: &[&str]) -> Result<()> {
-    let mut command = if root { Command::new("apt-get") } else { Command::new("sudo") };
-    if !root {
+fn apt(consent: Consent, arguments: &[&str]) -> Result<()> {
+    let mut command = if consent.root { Command::new("apt-get") } else { Command::new("sudo") };
+    if !consent.root {
+        if !consent.person {
+            // Rather fail than wait for a password that nobody types.
+            command.arg("-n");
+        }
         command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
     }
     command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdout(io::stderr());

@@ -174,8 +174,8 @@ pub(crate) fn shift(op: Shift, width: Width, a: u64, count: u8, flags: u64) -> (
     }
 }
 
-/// SHLD (`left`) or SHRD: `a` shifted by the low bits of `count`, filled from `fill`. For 16-bit operands, counts above 16 have an undefined
-/// result; what comes back then is a rotation through both operands, as on CPUs of both vendors.
+/// SHLD (`left`) or SHRD: `a` shifted by the low bits of `count`, filled from `fill`. For 16-bit operands, counts above 16 have
+/// an undefined result; what comes back then is a rotation through both operands, as on CPUs of both vendors.
 pub(crate) fn double_shift(left: bool, width: Width, a: u64, fill: u64, count: u8, flags: u64) -> (u64, u64) {
     let count = u32::from(count) & count_mask(width);
     if count == 0 {

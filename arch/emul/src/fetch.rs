@@ -37,8 +37,9 @@ impl Code {
         &self.bytes
     }
 
-    /// Fetches on: to the end of the page that the next byte lies in, or to 15 bytes. Called only if the bytes so far do not make an instruction,
-    /// so a fault is one that the CPU would meet too. With 15 bytes there already, the instruction is too long: #GP(0).
+    /// Fetches on: to the end of the page that the next byte lies in, or to 15 bytes. Called only if the bytes so far do not
+    /// make an instruction, so a fault is one that the CPU would meet too. With 15 bytes there already, the instruction is too
+    /// long: #GP(0).
     pub(crate) fn extend<C: Cpu>(&mut self, m: &mut Machine<'_, C>) -> Done {
         let wanted = MAX_INSTRUCTION - self.len;
         if wanted == 0 {

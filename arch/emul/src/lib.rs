@@ -6,12 +6,12 @@
 //! without bound on anything a guest controls.
 //!
 //! Two decoders stand before one set of semantics. The plain loads and stores that drivers make to device registers, and the
-//! string instructions, are decoded by hand (`fast.rs`, `string.rs`); every other instruction goes through `iced-x86`. A test runs both on the same
-//! instructions and demands the same result.
+//! string instructions, are decoded by hand (`fast.rs`, `string.rs`); every other instruction goes through `iced-x86`. A test
+//! runs both on the same instructions and demands the same result.
 //!
-//! What an instruction reads, it reads before it writes anything; what it may fault on, it checks before it touches a device.
-//! Registers and flags are committed last, so a fault leaves the guest as if the instruction had not started. The exceptions are
-//! those of the architecture: an interrupted REP string has done whole iterations.
+//! All memory operands of an instruction are translated before the first is touched, so that no device access is lost to a page
+//! fault (only what was read can make a later fault: a selector, a branch target, a divisor). Registers and flags are committed
+//! last, so a fault leaves the guest as if the instruction had not started; a REP string has done whole iterations.
 //!
 //! The manual is Intel's "64 and IA-32 Architectures Software Developer's Manual", order number 325462-083 ("SDM"), and, where
 //! the vendors differ, AMD's "AMD64 Architecture Programmer's Manual", 24592/24593/24594 of 2023 ("APM").
@@ -58,8 +58,9 @@ impl From<Exception> for Stop {
 /// What became of the instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// The instruction is complete: take these; GPRs, segments and vectors are written already. With TF set in `rflags`, a single-step trap is
-    /// due. A REP string that is being single-stepped comes back after each iteration, with RIP still at the instruction.
+    /// The instruction is complete: take these; GPRs, segments and vectors are written already. With TF set in `rflags`, a
+    /// single-step trap is due. A REP string that is being single-stepped comes back after each iteration, with RIP still at
+    /// the instruction.
     Done { rip: u64, rflags: u64 },
     /// A REP string used up its iteration budget, or a locked instruction lost too many races. Registers are updated as far as
     /// it got, RIP and RFLAGS stay: deliver what is pending and enter the guest again, which goes on with the same instruction.
@@ -140,10 +141,10 @@ pub enum Mode {
 
 /// The vCPU, its memory and its buses, as one instruction sees them.
 ///
-/// Memory is reached in two steps. [`Cpu::translate`] checks rights and names the guest-physical address; the accesses themselves then
-/// cannot fail for the guest's reasons. The emulator translates everything that an instruction touches before it makes the first
-/// access, splits accesses at page boundaries, and keeps a translation for as long as a REP string stays in the page. A
-/// translation is used only for the rest of the current page, and only by the [`emulate`] call that asked for it.
+/// Memory is reached in two steps. [`Cpu::translate`] checks rights and names the guest-physical address; the accesses
+/// themselves then cannot fail for the guest's reasons. The emulator translates everything that an instruction touches before
+/// it makes the first access, splits accesses at page boundaries, and keeps a translation for as long as a REP string stays in
+/// the page. A translation is used only for the rest of the current page, and only by the [`emulate`] call that asked for it.
 pub trait Cpu {
     /// Iterations of a REP string until [`Outcome::Partial`] gives interrupts a chance. Zero is taken as one.
     const REP_BUDGET: u32 = 512;
@@ -160,8 +161,8 @@ pub trait Cpu {
     /// Current privilege level, 0..=3.
     fn cpl(&self) -> u8;
     fn segment(&self, register: SegmentRegister) -> Segment;
-    /// Loads a data or stack segment register with its hidden part; the emulator has made all checks. Loading SS inhibits interrupts and
-    /// debug traps until the next instruction is complete, which is the implementor's to arrange.
+    /// Loads a data or stack segment register with its hidden part; the emulator has made all checks. Loading SS inhibits
+    /// interrupts and debug traps until the next instruction is complete, which is the implementor's to arrange.
     fn set_segment(&mut self, register: SegmentRegister, segment: Segment);
     /// GDTR, for loading segment registers.
     fn gdtr(&self) -> DescriptorTable;
@@ -222,7 +223,8 @@ pub trait Cpu {
     }
 }
 
-/// Builds the full decoder's tables. They are allocated once, on the first use; call this at start-up, so that no exit pays for it.
+/// Builds the full decoder's tables. They are allocated once, on the first use; call this at start-up, so that no exit pays for
+/// it.
 pub fn init() {
     let mut decoder = Decoder::new(64, &[0x90], DecoderOptions::NONE);
     let mut instruction = Instruction::default();
@@ -231,9 +233,9 @@ pub fn init() {
 
 /// Emulates the instruction at RIP.
 ///
-/// `bytes` are the instruction's first bytes as far as the caller knows them (decode assists), possibly none. If they do not hold a
-/// whole instruction, the rest is fetched through [`Cpu::translate`] and [`Cpu::fetch`], and a #PF or #GP met there is the outcome; a second page is
-/// touched only if the instruction really reaches into it.
+/// `bytes` are the instruction's first bytes as far as the caller knows them (decode assists), possibly none. If they do not
+/// hold a whole instruction, the rest is fetched through [`Cpu::translate`] and [`Cpu::fetch`], and a #PF or #GP met there is
+/// the outcome; a second page is touched only if the instruction really reaches into it.
 pub fn emulate<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Outcome {
     let mode = cpu.mode();
     if let Some(known) = bytes.first_chunk()

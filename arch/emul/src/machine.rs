@@ -380,8 +380,8 @@ impl<'a, C: Cpu> Machine<'a, C> {
         Ok(())
     }
 
-    /// Replaces the bytes at `place`, translated for writing, by `change` of them; atomically if `locked`. `change` may be called again
-    /// with a newer value if another vCPU was faster. Returns the value that was replaced.
+    /// Replaces the bytes at `place`, translated for writing, by `change` of them; atomically if `locked`. `change` may be
+    /// called again with a newer value if another vCPU was faster. Returns the value that was replaced.
     ///
     /// A locked access across a page boundary is not atomic: no two pages can be exchanged at once.
     pub(crate) fn update(&mut self, place: Place, locked: bool, mut change: impl FnMut(u64) -> u64) -> Done<u64> {

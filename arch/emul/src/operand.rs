@@ -122,7 +122,8 @@ impl<C: Cpu> Exec<'_, '_, C> {
         Ok(self.m.linear(segment, offset, len, access)?)
     }
 
-    /// Segment and offset of the memory operand plus `delta`, cut to the address size. `None`: an addressing form that is not emulated.
+    /// Segment and offset of the memory operand plus `delta`, cut to the address size. `None`: an addressing form that is not
+    /// emulated.
     fn effective_address(&self, delta: u64) -> Option<(SegmentRegister, u64)> {
         let instruction = self.instruction;
         let (base, index) = (instruction.memory_base(), instruction.memory_index());

@@ -170,8 +170,8 @@ fn iterate<C: Cpu>(m: &mut Machine<'_, C>, op: StringOp, mask: u64, cursor: &mut
     let single = m.flag(Rflags::TF.bits());
     let mut budget = if single { 1 } else { u64::from(C::REP_BUDGET.max(1)) };
     loop {
-        // All elements that lie in the current pages are one run. Both places are translated before either is touched: a device read must
-        // not be lost to a page fault.
+        // All elements that lie in the current pages are one run. Both places are translated before either is touched: a device
+        // read must not be lost to a page fault.
         let mut run = Run { port, step, source: None, destination: None, count: cursor.count.min(budget), done: 0 };
         if let Some(stream) = &mut source {
             let (place, count) = stream.advance(m, op.width, cursor.si, step, mask, run.count)?;
@@ -219,8 +219,8 @@ impl Stream {
         Self { view, access, pages: PageCache::default() }
     }
 
-    /// Where the element at `offset` is, and how many of the `wanted` elements from there on lie in its page. It is 1 if this element
-    /// lies in two pages, or the segment ends before the page does.
+    /// Where the element at `offset` is, and how many of the `wanted` elements from there on lie in its page. It is 1 if this
+    /// element lies in two pages, or the segment ends before the page does.
     fn advance<C: Cpu>(
         &mut self,
         m: &mut Machine<'_, C>,

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Event, Rights, TestCpu};
-use emul::{Cpu, Outcome, Stop, emulate, emulate_by_full_decoder};
+use emul::{Outcome, emulate, emulate_by_full_decoder};
 use x86defs::{Exception, Gpr, Rflags, SegmentRegister, Width};
 
 const DEVICE: u64 = 0xfee0_0000;
@@ -267,16 +267,17 @@ fn what_is_not_emulated_says_so_and_does_nothing() {
 }
 
 #[test]
-fn an_abort_comes_through() {
+fn an_abort_ends_the_instruction_where_it_stands() {
     let mut cpu = with_device();
-    // The page is there for translation, but not for reading: `TestCpu` aborts.
-    cpu.device = 0..0;
-    cpu.pages.clear();
-    assert_eq!(cpu.fetch(x86defs::Gpa(0x1000), &mut [0]), Err(Stop::Abort));
-    cpu.map(0x1000, 0x1000, Rights::None);
-    assert_eq!(emulate(&mut cpu, &[]), Outcome::Fault(Exception::pf(0x1000, 0x10)));
-    struct Wall;
-    let _ = Wall;
+    cpu.broken = 0x4000..0x5000;
+    cpu.set(Gpr::Rcx, 0x4000);
+    for code in [&[0x8b, 0x01][..], &[0x83, 0x01, 0x01], &[0x0f, 0x28, 0x01]] {
+        assert_eq!(emulate(&mut cpu, code), Outcome::Abort);
+    }
+    // rep stosb into it: the bytes before it are written.
+    cpu.set(Gpr::Rcx, 10).set(Gpr::Rdi, 0x3ffe).set(Gpr::Rax, 0x55);
+    assert_eq!(emulate(&mut cpu, &[0xf3, 0xaa]), Outcome::Abort);
+    assert_eq!((cpu.gprs[Gpr::Rcx], cpu.bytes(0x3ffe, 3)), (8, vec![0x55, 0x55, 0]));
 }
 
 #[test]

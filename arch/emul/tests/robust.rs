@@ -31,7 +31,7 @@ fn any_cpu() -> impl Strategy<Value = TestCpu> {
             for (i, value) in registers.into_iter().enumerate() {
                 cpu.gprs[Gpr::from_index(i as u8)] = value;
             }
-            cpu.rflags = u64::from(flags) & !(1 << 17) | cpu.rflags;
+            cpu.rflags |= u64::from(flags) & !(1 << 17);
             if let Some(segments) = segments {
                 // CS stays: it makes the mode.
                 for (i, (selector, attributes, limit, base)) in segments.into_iter().enumerate() {
@@ -81,7 +81,8 @@ proptest! {
     fn nothing_panics_or_runs_away(cpu in any_cpu(), code in any_code()) {
         let mut by_hand = cpu.clone();
         let outcome = emulate(&mut by_hand, &code);
-        // A vector move takes four accesses, an iteration of a string two, which may each come in eight pieces; a locked update gives up after 64.
+        // A vector move takes four accesses, an iteration of a string two, which may each come in eight pieces; a locked update
+        // gives up after 64.
         prop_assert!(by_hand.log.len() <= 2000, "{} accesses", by_hand.log.len());
         prop_assert!(by_hand.walks <= 1000, "{} translations", by_hand.walks);
         // Without having completed anything, an instruction changes nothing.

@@ -12,6 +12,7 @@ use crate::cpu::{relax, trap};
 use crate::mm::{self, direct, table::MemoryType};
 use alloc::{vec, vec::Vec};
 use arrayvec::ArrayVec;
+use core::sync::atomic::{AtomicBool, Ordering};
 use framebuffer::FrameBuffer;
 use ring::Ring;
 use serial::{NoUart, Ports, SerialConfig, Uart};
@@ -60,9 +61,9 @@ impl Port {
     }
 }
 
+/// All zeroes at first, so that the rings take no room in the image: that is why the display is elsewhere.
 struct Output {
     ports: [Port; 2],
-    display: Option<Shown>,
     set_up: bool,
 }
 
@@ -82,15 +83,19 @@ impl Output {
     }
 }
 
-static OUTPUT: Mutex<Output> = Mutex::new(Output { ports: [Port::new(), Port::new()], display: None, set_up: false });
+/// Taken before [`DISPLAY`] and [`INPUT`].
+static OUTPUT: Mutex<Output> = Mutex::new(Output { ports: [Port::new(), Port::new()], set_up: false });
+static DISPLAY: Mutex<Option<Shown>> = Mutex::new(None);
 static INPUT: Mutex<Ring<RECEIVE_RING>> = Mutex::new(Ring::new());
+/// A port has stopped receiving because [`INPUT`] was full.
+static INPUT_WAITS: AtomicBool = AtomicBool::new(false);
 
 /// Sets the console up, polled for the time being. Ports that do not answer are returned.
 pub fn init(ports: &[SerialConfig], display: Option<Display>) -> ArrayVec<SerialConfig, 2> {
     let mut output = OUTPUT.lock();
     output.set_up = true;
     let missing = ports.iter().filter(|config| output.add(config).is_err()).take(2).copied().collect();
-    output.display = display.map(|display| match display {
+    *DISPLAY.lock() = display.map(|display| match display {
         Display::VgaText => {
             let buffer = mm::map_mmio(Hpa(vga::ADDRESS), vga::SIZE, MemoryType::Uncached);
             // SAFETY: the text buffer is mapped for good, and the console is the only one that uses it.
@@ -123,11 +128,10 @@ pub fn enable_interrupts(overrides: &[InterruptOverride]) -> ArrayVec<u8, 2> {
 }
 
 fn service(output: &mut Output, only_polled: bool) {
+    let mut input = INPUT.lock();
     for port in output.active().filter(|p| !only_polled || p.uart.polled()) {
-        port.uart.service(&mut |byte| {
-            // A full ring drops what is typed, as a real UART does.
-            INPUT.lock().push(byte);
-        });
+        port.uart.service(&mut input);
+        INPUT_WAITS.fetch_or(port.uart.paused(), Ordering::Relaxed);
     }
 }
 
@@ -158,7 +162,7 @@ fn write_to(output: &mut Output, bytes: &[u8]) -> usize {
     for port in output.active() {
         port.uart.send(&bytes[..taken]);
     }
-    if let Some(display) = &mut output.display {
+    if let Some(display) = DISPLAY.lock().as_mut() {
         display.write(&bytes[..taken]);
     }
     taken
@@ -184,7 +188,7 @@ pub fn write_sync(bytes: &[u8]) {
         let _ = output.add(&SerialConfig::DEFAULT);
         // SAFETY: the early tables map the first 4 GiB; on a machine without VGA the bytes go nowhere.
         let screen = unsafe { VgaText::new(direct::to_virt(Hpa(vga::ADDRESS))) };
-        output.display = Some(Shown::Vga(Terminal::new(screen, [0; vga::CELLS])));
+        *DISPLAY.lock() = Some(Shown::Vga(Terminal::new(screen, [0; vga::CELLS])));
     }
     for part in bytes.chunks(WHOLE) {
         for port in output.active() {
@@ -213,11 +217,21 @@ fn seize() -> MutexGuard<'static, Output> {
         relax();
     }
     // SAFETY: the holder is this CPU, further down its stack, or one that has been stopped. The worst that can come of it is garbled text.
-    unsafe { OUTPUT.force_unlock() };
+    unsafe {
+        DISPLAY.force_unlock();
+        OUTPUT.force_unlock();
+    }
     OUTPUT.lock()
 }
 
 /// Takes one byte typed on a serial console.
 pub fn read() -> Option<u8> {
-    INPUT.lock().pop()
+    let byte = INPUT.lock().pop();
+    if byte.is_none() && INPUT_WAITS.swap(false, Ordering::Relaxed) {
+        let mut output = OUTPUT.lock();
+        for port in output.active() {
+            port.uart.resume();
+        }
+    }
+    byte
 }

@@ -78,7 +78,10 @@ pub struct Uart<B> {
     room: u8,
     /// Its interrupt reaches the host.
     interrupts: bool,
+    /// Interrupts that are enabled.
     enabled: u8,
+    /// Nobody takes what was received, so more is left in the FIFO, where it holds the sender back as far as the line can.
+    paused: bool,
 }
 
 /// There is no UART at that address.
@@ -89,7 +92,7 @@ impl<B: Bus> Uart<B> {
     /// A UART that is not set up yet.
     pub const fn new(bus: B) -> Self {
         // All zeroes, so that the ring takes no room in the image.
-        Self { bus, pending: Ring::new(), fifo: 0, room: 0, interrupts: false, enabled: 0 }
+        Self { bus, pending: Ring::new(), fifo: 0, room: 0, interrupts: false, enabled: 0, paused: false }
     }
 
     /// Says where the UART is. Before [`Uart::init`].
@@ -171,37 +174,55 @@ impl<B: Bus> Uart<B> {
             self.room -= 1;
             self.bus.write(DATA, byte);
         }
-        let wanted = match (self.interrupts, self.pending.is_empty()) {
-            (false, _) => 0,
-            (true, true) => IER_RECEIVED,
-            (true, false) => IER_RECEIVED | IER_TRANSMITTER,
-        };
+        self.choose_interrupts();
+    }
+
+    fn choose_interrupts(&mut self) {
+        let receive = if self.paused { 0 } else { IER_RECEIVED };
+        let transmit = if self.pending.is_empty() { 0 } else { IER_TRANSMITTER };
+        let wanted = if self.interrupts { receive | transmit } else { 0 };
         if wanted != self.enabled {
             self.enabled = wanted;
             self.bus.write(INTERRUPT_ENABLE, wanted);
         }
     }
 
-    /// Serves whatever the UART wants, and gives received bytes to `receive`.
-    pub fn service(&mut self, receive: &mut dyn FnMut(u8)) {
-        // Bounded: a broken UART must not keep the host here. What is left comes with the next interrupt.
+    /// Serves whatever the UART wants, and puts received bytes into `received`. Once that is full, nothing is received until
+    /// [`Uart::resume`].
+    pub fn service<const N: usize>(&mut self, received: &mut Ring<N>) {
+        // Bounded: a broken UART must not keep the host here.
         for _ in 0..16 {
             for _ in 0..64 {
-                if self.bus.read(LINE_STATUS) & LSR_DATA_READY == 0 {
+                self.paused = received.room() == 0;
+                if self.paused || self.bus.read(LINE_STATUS) & LSR_DATA_READY == 0 {
                     break;
                 }
-                receive(self.bus.read(DATA));
+                received.push(self.bus.read(DATA));
             }
             self.pump();
             // Reading the cause also clears a transmitter interrupt. Bit 0 clear means that one is pending.
             match self.bus.read(INTERRUPT_ID) & 0x0f {
-                id if id & 1 != 0 => break,
+                id if id & 1 != 0 => return,
                 0 => {
                     let _ = self.bus.read(MODEM_STATUS);
                 }
                 _ => {}
             }
         }
+        // Something is still pending, but the interrupt is edge-triggered: make another edge.
+        self.bus.write(INTERRUPT_ENABLE, 0);
+        self.bus.write(INTERRUPT_ENABLE, self.enabled);
+    }
+
+    /// True if bytes may wait in the UART for room in the ring.
+    pub fn paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Receives again: the ring has room.
+    pub fn resume(&mut self) {
+        self.paused = false;
+        self.choose_interrupts();
     }
 
     /// Sends all that is waiting, by waiting for the transmitter. Gives up on a line that does not move.
@@ -313,7 +334,7 @@ mod tests {
         assert_eq!(uart.bus.sent.len(), 16);
         for _ in 0..6 {
             uart.bus.fifo = 0;
-            uart.service(&mut |_| unreachable!());
+            uart.service(&mut Ring::<1>::new());
         }
         assert_eq!(uart.bus.sent, text);
         assert_eq!(uart.bus.ier, IER_RECEIVED, "an idle transmitter asks for nothing");
@@ -330,11 +351,18 @@ mod tests {
     }
 
     #[test]
-    fn received_bytes_are_handed_over() {
+    fn a_full_ring_leaves_the_rest_in_the_uart() {
         let mut uart = uart();
-        uart.bus.received.set(b"abc".to_vec());
-        let mut got = Vec::new();
-        uart.service(&mut |b| got.push(b));
-        assert_eq!(got, b"abc");
+        uart.enable_interrupts();
+        uart.bus.received.set(b"abcdef".to_vec());
+        let mut ring = Ring::<4>::new();
+        uart.service(&mut ring);
+        assert!(uart.paused() && uart.bus.ier & IER_RECEIVED == 0);
+        assert_eq!(core::iter::from_fn(|| ring.pop()).collect::<Vec<_>>(), b"abcd");
+        uart.resume();
+        assert_eq!(uart.bus.ier, IER_RECEIVED);
+        uart.service(&mut ring);
+        assert!(!uart.paused());
+        assert_eq!(core::iter::from_fn(|| ring.pop()).collect::<Vec<_>>(), b"ef");
     }
 }

@@ -230,6 +230,9 @@ const EPT_REQUIRED: [(u64, &str); 3] = [
     (ept_vpid::INVEPT, "INVEPT"),
 ];
 
+/// IA32_VMX_MISC: an exit stores EFER.LMA into the "IA-32e mode guest" entry control (A.6).
+const MISC_STORES_LMA: u64 = 1 << 5;
+
 /// Checks that every required bit can be set; returns all of them together.
 fn require(allowed: Allowed, list: &[Required]) -> Result<u32, Unsupported> {
     list.iter().try_fold(
@@ -260,6 +263,10 @@ impl Controls {
             if raw.ept_vpid & bit == 0 {
                 return Err(Unsupported::Missing(name));
             }
+        }
+        // The guest switches paging on and off without an exit, so the mode for the next entry must come from the CPU.
+        if raw.misc & MISC_STORES_LMA == 0 {
+            return Err(Unsupported::Missing("storing of EFER.LMA on exit"));
         }
         let invept = pick(raw.ept_vpid, ept_vpid::INVEPT_SINGLE, ept_vpid::INVEPT_ALL)
             .ok_or(Unsupported::Missing("a usable type of INVEPT"))?;
@@ -507,6 +514,13 @@ mod tests {
             *msrs.get_mut(&0x48c).unwrap() &= !bit;
             assert_eq!(Controls::choose(&read(&msrs)), Err(Unsupported::Missing(name)));
         }
+    }
+
+    #[test]
+    fn the_mode_must_come_back_from_an_exit() {
+        let mut msrs = haswell();
+        *msrs.get_mut(&0x485).unwrap() &= !(1 << 5);
+        assert_eq!(Controls::choose(&read(&msrs)), Err(Unsupported::Missing("storing of EFER.LMA on exit")));
     }
 
     #[test]

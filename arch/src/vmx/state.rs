@@ -379,7 +379,7 @@ mod tests {
             secondary: all,
             exit: all,
             entry: all,
-            misc: 0,
+            misc: u64::MAX,
             cr0_fixed: [0x8000_0021, 0xffff_ffff],
             cr4_fixed: [0x2000, 0x0037_67ff],
             ept_vpid: u64::MAX,

@@ -213,6 +213,7 @@ impl LocalApic {
         match (old, new) {
             (ApicMode::XApic, ApicMode::X2Apic) => {
                 self.set_ids();
+                self.page.set(reg::DFR, u32::MAX);
                 self.page.set(reg::ICR_HIGH, 0);
                 self.page.set(reg::ICR_HIGH_X2APIC, 0);
             }

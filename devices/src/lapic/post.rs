@@ -123,7 +123,11 @@ impl LocalApic {
     fn set_line(&self, line: u32, high: bool) -> bool {
         // Sequentially consistent, as is the owner's write of the LVT entry: of a line that rises and an entry that is unmasked at the
         // same time, at least one side sees the other's.
-        if high { self.lines.fetch_or(line, SeqCst) & line == 0 } else { self.lines.fetch_and(!line, SeqCst) & 0 != 0 }
+        if high {
+            return self.lines.fetch_or(line, SeqCst) & line == 0;
+        }
+        self.lines.fetch_and(!line, SeqCst);
+        false
     }
 
     /// True if an interrupt of the 8259 pair passes through LINT0: virtual wire mode, or no APIC at all (11.4.3, 11.5.1).

@@ -11,13 +11,13 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use devices::{
     Line, LineSink, PortDevice, TimedDevice,
     interim::{
-        lapic::{Effect, LocalApic},
         misc::{Pci, Pm},
         pit::Pit,
-        router::InterruptRouter,
         rtc::{CmosMemory, Rtc},
         uart::Uart,
     },
+    lapic::{Effect, LocalApic},
+    router::InterruptRouter,
 };
 pub use ports::{Overlap, PortMap};
 use spin::Mutex;
@@ -132,7 +132,7 @@ impl Board {
     pub fn port_read(&self, now: Time, port: u16, width: Width) -> u32 {
         let Some((owner, offset)) = self.ports.find(port) else { return width.mask() as u32 };
         match owner {
-            PortOwner::Pic => self.router.pic_read(port).into(),
+            PortOwner::Pic => self.router.pic_read(now, port, width),
             PortOwner::Pit if port == 0x61 => self.pit.lock().read_port_b(now).into(),
             PortOwner::Pit => self.pit.lock().port_read(now, offset, width),
             PortOwner::Rtc => self.rtc.lock().port_read(now, offset, width),
@@ -153,7 +153,7 @@ impl Board {
     pub fn port_write(&self, now: Time, port: u16, width: Width, value: u32) {
         let Some((owner, offset)) = self.ports.find(port) else { return };
         match owner {
-            PortOwner::Pic => self.router.pic_write(port, value as u8),
+            PortOwner::Pic => self.router.pic_write(now, port, width, value),
             PortOwner::Pit if port == 0x61 => self.pit.lock().write_port_b(now, value as u8),
             PortOwner::Pit => {
                 self.pit.lock().port_write(now, offset, width, value);
@@ -206,7 +206,7 @@ impl Board {
             let effect = apic.mmio_write(now, gpa.page_offset(), width, value);
             self.lapic_effect(vcpu, effect);
         } else if gpa.page().0 == layout::IOAPIC_BASE {
-            self.router.ioapic_write(gpa.page_offset(), value);
+            self.router.ioapic_write(gpa.page_offset(), width, value);
         }
     }
 

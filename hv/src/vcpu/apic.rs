@@ -1,6 +1,6 @@
 //! MSR exits: the local APIC's registers first (they are the hot ones), then the rest of the policy.
 
-use super::{Context, VirtCpu};
+use super::{Context, VirtCpu, pvclock};
 use x86defs::{Exception, Platform, Resume, msr};
 
 const X2APIC: core::ops::RangeInclusive<u32> = msr::X2APIC_BASE..=msr::X2APIC_LAST;
@@ -14,6 +14,7 @@ impl<P: Platform> VirtCpu<P> {
             }
             msr::IA32_APIC_BASE => Ok(self.apic.base_msr()),
             msr::IA32_TSC_DEADLINE => Ok(self.apic.tsc_deadline()),
+            pvclock::WALL_CLOCK | pvclock::SYSTEM_TIME => Ok(self.pvclock.read(index)),
             _ => self.msrs.read(&self.hw, &self.cpuid, cx.platform.tsc(), index),
         };
         value.map_or_else(|_| self.msr_fault("RDMSR", index), Resume::MsrRead)
@@ -28,7 +29,14 @@ impl<P: Platform> VirtCpu<P> {
                 self.tsc_deadline_write(cx, value);
                 Ok(())
             }
-            _ => self.msrs.write(&mut self.hw, &self.cpuid, cx.platform.tsc(), index, value),
+            pvclock::WALL_CLOCK | pvclock::SYSTEM_TIME => self.pvclock_write(cx, index, value),
+            _ => {
+                let result = self.msrs.write(&mut self.hw, &self.cpuid, cx.platform.tsc(), index, value);
+                if matches!(index, msr::IA32_TIME_STAMP_COUNTER | msr::IA32_TSC_ADJUST) {
+                    self.update_pvclock(cx);
+                }
+                result
+            }
         };
         match result {
             Ok(()) => Resume::Advance,

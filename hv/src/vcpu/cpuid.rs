@@ -105,8 +105,8 @@ const X8_EBX_ALLOW: u32 = 1 << 0 | 1 << 2 | 1 << 9;
 
 /// "KVMKVMKVM": stock kernels know this interface, and with it use x2APIC without interrupt remapping.
 const SIGNATURE_KVM: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x0000_004d];
-/// KVM_FEATURE_NOP_IO_DELAY: port 0x80 delays are not needed.
-const KVM_FEATURES: u32 = 1 << 1;
+/// KVM_FEATURE_NOP_IO_DELAY (port 0x80 delays are not needed), and the clock.
+const KVM_FEATURES: u32 = 1 << 1 | super::pvclock::FEATURES;
 
 /// The leaves one vCPU sees.
 #[derive(Clone, Debug)]

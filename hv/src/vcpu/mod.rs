@@ -9,6 +9,7 @@ mod mmio;
 mod msr;
 mod mtrr;
 mod pio;
+mod pvclock;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,7 @@ mod tests;
 use crate::{clock::Clock, vm::Vm};
 use alloc::{boxed::Box, sync::Arc};
 use core::fmt;
-use devices::interim::lapic::LocalApic;
+use devices::lapic::LocalApic;
 use x86defs::{EntryFailure, Exception, Gpa, Platform, Resume, Time, Vcpu};
 
 pub use control::{Gp, Xcr0Policy};
@@ -80,6 +81,7 @@ pub struct VirtCpu<P: Platform> {
     pub(crate) resume: Resume,
     pub(crate) cpuid: Box<CpuidPolicy>,
     pub(crate) msrs: Box<MsrState>,
+    pvclock: pvclock::PvClock,
     xcr0: Xcr0Policy,
     /// An interrupt or NMI window was asked for and has not come.
     window: bool,
@@ -137,6 +139,7 @@ impl<P: Platform> VirtCpu<P> {
             resume: Resume::Retry,
             cpuid,
             msrs: Box::new(msrs),
+            pvclock: pvclock::PvClock::default(),
             xcr0,
             window: false,
             stats: Stats::default(),

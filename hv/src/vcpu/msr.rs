@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn unknown_msrs_fault() {
         let (mut vcpu, cpuid, mut state) = setup();
-        for index in [0x3a, 0x480, 0xda0, 0xc001_0114, 0xc001_0117, 0x1_2345, 0x4b56_4d01] {
+        for index in [0x3a, 0x480, 0xda0, 0xc001_0114, 0xc001_0117, 0x1_2345, 0x4b56_4d02] {
             assert_eq!(state.read(&vcpu, &cpuid, 0, index), Err(Gp), "{index:#x}");
             assert_eq!(state.write(&mut vcpu, &cpuid, 0, index, 0), Err(Gp), "{index:#x}");
         }

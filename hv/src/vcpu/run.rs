@@ -2,7 +2,7 @@
 
 use super::{Activity, Context, CpuidContext, CrashReason, VirtCpu, control, msr::control_state};
 use crate::vm::End;
-use devices::interim::{lapic::Startup, router::Pending};
+use devices::lapic::{Pending, Startup};
 use x86defs::{ControlRegister, Exception, Exit, Platform, Resume, Vcpu, VcpuState};
 
 /// Why a vCPU stopped running for now.

@@ -11,6 +11,7 @@ use crate::{
 };
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::{cell::Cell, sync::atomic::Ordering};
+use devices::interrupt::Trigger;
 use x86defs::{Access, ControlRegister, Exception, Exit, Gpa, Gpr, GuestMemory, GuestMemoryExt, Resume, Rflags, Vcpu, Width};
 
 /// A multiboot1 image by the a.out kludge: header at the start, loaded to 1 MiB.
@@ -122,7 +123,7 @@ fn halt_sleeps_until_an_interrupt_and_completes_hlt_first() {
     assert_eq!(rig.vcpu.activity, Activity::Halted);
     assert_eq!(rig.vcpu.hw.resumes.last(), Some(&Resume::Advance));
     assert!(!rig.vcpu.wakes());
-    rig.vcpu.apic.post(0x55, false);
+    rig.vcpu.apic.post(0x55, Trigger::Edge);
     assert!(rig.vcpu.wakes());
     rig.vcpu.hw.state.rflags &= !Rflags::IF.bits();
     assert!(!rig.vcpu.wakes(), "an interrupt does not end HLT with IF clear");
@@ -135,7 +136,7 @@ fn halt_with_a_pending_interrupt_does_not_sleep() {
     let mut rig = Rig::new(&[Exit::Hlt]);
     rig.enable_apic();
     rig.vcpu.hw.interruptible = false;
-    rig.vcpu.apic.post(0x55, false);
+    rig.vcpu.apic.post(0x55, Trigger::Edge);
     rig.vcpu.hw.interruptible = false;
     let _ = rig.answers();
     assert!(rig.vcpu.hw.window, "a window was asked for");
@@ -146,7 +147,7 @@ fn an_interrupt_waits_for_the_window_and_is_not_lost() {
     let mut rig = Rig::new(&[Exit::CacheFlush, Exit::InterruptWindow]);
     rig.enable_apic();
     rig.vcpu.hw.interruptible = false;
-    rig.vcpu.apic.post(0x55, false);
+    rig.vcpu.apic.post(0x55, Trigger::Edge);
     let _ = rig.answers();
     assert_eq!(rig.vcpu.hw.interrupts, []);
     assert!(rig.vcpu.hw.window);
@@ -160,8 +161,8 @@ fn an_interrupt_waits_for_the_window_and_is_not_lost() {
 fn two_interrupts_come_in_order_of_priority() {
     let mut rig = Rig::new(&[]);
     rig.enable_apic();
-    rig.vcpu.apic.post(0x41, false);
-    rig.vcpu.apic.post(0x91, false);
+    rig.vcpu.apic.post(0x41, Trigger::Edge);
+    rig.vcpu.apic.post(0x91, Trigger::Edge);
     let _ = rig.run();
     assert_eq!(rig.vcpu.hw.interrupts, [0x91]);
     rig.vcpu.hw.interruptible = true;

@@ -196,7 +196,7 @@ pub const REFUSALS: &[RefusalTest] = &[
     refusal("too-much-memory", "name = \"g\"\nkernel = \"guests\"\nmemory = 16384\n", 3, "memory", "more memory than there is"),
     refusal("too-many-vcpus", "name = \"h\"\nmemory = 32\nkernel = \"guests\"\nvcpus = 4096\n", 4, "vcpus", "4096"),
     refusal("not-toml", "name = \"i\"\nmemory = 32\nkernel = guests\n", 3, "kernel", "not valid TOML"),
-    refusal("wrong-type", "name = \"j\"\nmemory = \"lots\"\nkernel = \"guests\"\n", 2, "memory", "must be"),
+    refusal("wrong-type", "name = \"j\"\nmemory = [32]\nkernel = \"guests\"\n", 2, "memory", "must be"),
 ];
 pub const REFUSALS_ON: &[Platform] = &[Platform::SvmQemu];
 /// The good one.

@@ -48,6 +48,8 @@ pub struct TestCpu {
     pub log: Vec<Event>,
     /// Translations asked for.
     pub walks: usize,
+    /// Linear addresses whose page tables lie outside of RAM, as it were.
+    pub broken: core::ops::Range<u64>,
     /// The next so many exchanges find this value instead, as if another vCPU had been faster.
     pub rival: VecDeque<u64>,
 }
@@ -90,6 +92,7 @@ impl TestCpu {
             answers: VecDeque::new(),
             log: Vec::new(),
             walks: 0,
+            broken: 0..0,
             rival: VecDeque::new(),
         }
     }
@@ -237,6 +240,9 @@ impl Cpu for TestCpu {
         let code = if access == Access::Write { 2 } else { 0 }
             | if self.cpl == 3 && privilege == Privilege::Current { 4 } else { 0 }
             | if access == Access::Execute { 16 } else { 0 };
+        if self.broken.contains(&gva.0) {
+            return Err(Stop::Abort);
+        }
         if self.is_device(Gpa(gva.0)) {
             return Ok(Gpa(gva.0));
         }

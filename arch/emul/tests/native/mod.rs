@@ -28,8 +28,8 @@ static mut CONTEXT: Context =
 /// What the signal handler found: trap number + 1, error code, CR2, RIP.
 static FAULT: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 
-// The order of `Context::gprs` is that of instruction encodings. The flags go in before the registers, since POPF needs a stack; MOV
-// leaves them alone.
+// The order of `Context::gprs` is that of instruction encodings. The flags go in before the registers, since POPF needs a
+// stack; MOV leaves them alone.
 global_asm!(
     ".globl emul_native_run",
     "emul_native_run:",
@@ -231,8 +231,8 @@ impl Host {
             || matches!(strip_prefixes(code), [0xc2 | 0xc3, ..]);
 
         FAULT[0].store(0, Relaxed);
-        // SAFETY: `Host` is the only user of the context. The trampoline keeps the ABI; the instruction touches only the scratch pages, by
-        // the test's choice of operands, and a fault of it is turned into a jump to the trampoline's end.
+        // SAFETY: `Host` is the only user of the context. The trampoline keeps the ABI; the instruction touches only the
+        // scratch pages, by the test's choice of operands, and a fault of it is turned into a jump to the trampoline's end.
         let (gprs, rflags, vectors) = unsafe {
             let context = &raw mut CONTEXT;
             (*context).gprs = *gprs;
