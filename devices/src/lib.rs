@@ -15,6 +15,8 @@ pub mod interrupt;
 pub mod ioapic;
 pub mod lapic;
 pub mod acpi_pm;
+mod fifo;
+pub mod i8042;
 mod line;
 pub mod misc;
 pub mod pci;

@@ -240,11 +240,9 @@ impl Stream {
         let in_page = linear % PAGE_SIZE;
         let left = if step == bytes as u64 { PAGE_SIZE - in_page } else { in_page + bytes as u64 };
         let count = wanted.min(left / bytes as u64);
-        // Offsets that wrap, or a last element outside of the segment: one by one.
+        // An offset that wraps at the address size, or a last element outside of the segment: one by one.
         let last = offset.wrapping_add(step.wrapping_mul(count - 1));
-        let whole = last & mask == last
-            && (last >= offset) == (step == bytes as u64 || count == 1)
-            && self.view.linear(last, bytes).is_ok();
+        let whole = last & mask == last && self.view.linear(last, bytes).is_ok();
         Ok((place, if whole { count } else { 1 }))
     }
 }

@@ -211,6 +211,31 @@ fn sixteen_bit_strings_keep_the_upper_halves_and_honour_overrides() {
 }
 
 #[test]
+fn strings_stop_at_limits_and_wrap_in_the_middle_of_a_page() {
+    let mut cpu = TestCpu::protected32();
+    cpu.map(0x2000, 0x1000, Rights::ReadWrite);
+    cpu.segment_mut(SegmentRegister::Es).limit = 0x2104;
+    cpu.set(Gpr::Rdi, 0x2100).set(Gpr::Rcx, 10).set(Gpr::Rax, 0x55);
+    assert_eq!(emulate(&mut cpu, &[0xf3, 0xaa]), Outcome::Fault(Exception::GP));
+    assert_eq!((cpu.gprs[Gpr::Rdi], cpu.gprs[Gpr::Rcx]), (0x2105, 5));
+    assert_eq!(cpu.bytes(0x2100, 6), [0x55, 0x55, 0x55, 0x55, 0x55, 0]);
+
+    let mut cpu = TestCpu::real();
+    cpu.map(0x1_0000, 0x2_0000, Rights::ReadWrite);
+    cpu.segment_mut(SegmentRegister::Es).base = 0x1_0800;
+    cpu.set(Gpr::Rdi, 0xfffe).set(Gpr::Rcx, 4).set(Gpr::Rax, 0x55);
+    done(&mut cpu, &[0xf3, 0xaa]);
+    assert_eq!(cpu.bytes(0x2_07fd, 4), [0, 0x55, 0x55, 0]);
+    assert_eq!(cpu.bytes(0x1_07ff, 4), [0, 0x55, 0x55, 0]);
+    // And backwards.
+    cpu.rflags |= Rflags::DF.bits();
+    cpu.set(Gpr::Rdi, 1).set(Gpr::Rcx, 4).set(Gpr::Rax, 0x66);
+    done(&mut cpu, &[0xf3, 0xaa]);
+    assert_eq!(cpu.bytes(0x2_07fd, 4), [0, 0x66, 0x66, 0]);
+    assert_eq!(cpu.bytes(0x1_07ff, 4), [0, 0x66, 0x66, 0]);
+}
+
+#[test]
 fn instruction_bytes_are_fetched_as_far_as_needed() {
     let code = [0x48, 0xc7, 0x41, 0x08, 1, 0, 0, 0]; // mov qword [rcx+8], 1
     for start in [0x6ff8u64, 0x6ff7] {
@@ -326,6 +351,9 @@ fn the_decoders_agree_on_every_plain_form() {
                         cpu.gprs[Gpr::from_index(i)] = if long { random.next() >> 18 } else { random.next() >> 50 };
                     }
                     cpu.gprs[Gpr::Rcx] &= 0x3f;
+                    if modrm % 5 == 1 {
+                        cpu.segment_mut(SegmentRegister::Ss).base = 0x100;
+                    }
                     if modrm % 5 == 0 {
                         cpu.segment_mut(SegmentRegister::Ds).limit = 0x2fff;
                         cpu.segment_mut(SegmentRegister::Ss).base = 0x100;

@@ -11,7 +11,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 /// What became of a posted interrupt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Posted {
-    /// It is pending now: whoever runs or keeps the vCPU must look.
+    /// It is pending now (or, for an illegal vector, the error interrupt is): whoever runs or keeps the vCPU must look.
     New,
     /// It was pending already; the two have become one.
     Merged,
@@ -27,8 +27,7 @@ impl LocalApic {
     #[inline]
     pub fn post(&self, vector: u8, trigger: Trigger) -> Posted {
         if vector < FIRST_LEGAL_VECTOR {
-            self.error(esr::RECEIVE_ILLEGAL_VECTOR);
-            return Posted::Refused;
+            return self.error(esr::RECEIVE_ILLEGAL_VECTOR);
         }
         if !self.software_enabled() {
             return Posted::Refused;
@@ -205,20 +204,20 @@ impl LocalApic {
         }
     }
 
-    /// Records an error (11.5.3); the first since ESR was written raises the error interrupt.
+    /// Records an error (11.5.3); the first since ESR was written raises the error interrupt, which is what is returned.
     #[cold]
-    pub(super) fn error(&self, error: u32) {
+    pub(super) fn error(&self, error: u32) -> Posted {
         let armed = self.errors.fetch_or(error, AcqRel) == 0;
         let entry = self.page.get(reg::LVT_ERROR);
         if !armed || entry & lvt::MASKED != 0 {
-            return;
+            return Posted::Refused;
         }
         let vector = entry as u8;
         if vector < FIRST_LEGAL_VECTOR {
             self.errors.fetch_or(esr::RECEIVE_ILLEGAL_VECTOR, AcqRel);
-        } else {
-            self.post(vector, Trigger::Edge);
+            return Posted::Refused;
         }
+        self.post(vector, Trigger::Edge)
     }
 }
 

@@ -59,7 +59,9 @@ impl LocalApic {
             reg::DFR => self.page.set(reg::DFR, value | 0x0fff_ffff),
             // Read-only (the ID: see `LocalApic::id`).
             reg::ID | reg::VERSION | reg::APR | reg::PPR | reg::RRD | reg::ISR..=reg::IRR_LAST | reg::TMCCT => {}
-            _ => self.error(esr::ILLEGAL_REGISTER),
+            _ => {
+                self.error(esr::ILLEGAL_REGISTER);
+            }
         }
         Effect::None
     }

@@ -8,7 +8,6 @@ pub const REVISION_CLASS: u8 = 0x08;
 pub const HEADER: u8 = 0x0c;
 pub const BAR0: u8 = 0x10;
 pub const SUBSYSTEM: u8 = 0x2c;
-pub const EXPANSION_ROM: u8 = 0x30;
 pub const CAPABILITIES: u8 = 0x34;
 pub const INTERRUPT: u8 = 0x3c;
 

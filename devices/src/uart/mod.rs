@@ -6,17 +6,16 @@
 //! when the port wants it. As long as the board leaves output in the transmitter, THRE stays clear and the guest waits, so that
 //! nothing is lost; there is no pacing by the baud rate. Only the receiver's character timeout takes time.
 
-mod fifo;
 mod spec;
 #[cfg(test)]
 mod tests;
 
 use crate::{
     Line, PortDevice, TimedDevice,
+    fifo::Fifo,
     ports::{read_bytes, write_bytes},
 };
 use alloc::vec::Vec;
-use fifo::Fifo;
 use serde::{Deserialize, Serialize};
 use spec::{BAUD_BASE, FIFO, Fcr, Ier, Lcr, Lsr, Mcr, Msr, TIMEOUT_CHARACTERS, iir, reg};
 use x86defs::{Duration, Time, Width};
@@ -66,8 +65,8 @@ pub struct Uart {
     mcr: Mcr,
     scratch: u8,
     divisor: u16,
-    receiver: Fifo<Received>,
-    transmitter: Fifo<u8>,
+    receiver: Fifo<Received, FIFO>,
+    transmitter: Fifo<u8, FIFO>,
     /// Errors that a read of the LSR shows and clears.
     errors: Lsr,
     /// Modem lines as last seen, and which of them changed since the MSR was read.
@@ -496,7 +495,7 @@ impl Uart {
             scratch: *scratch,
             divisor: *divisor,
             receiver: receiver.iter().map(|received| (received.byte, received.errors)).collect(),
-            transmitter: transmitter.iter().collect(),
+            transmitter: transmitter.to_vec(),
             errors: errors.bits(),
             modem: modem.bits(),
             outside: [cts, dsr, ri, dcd],
@@ -532,14 +531,9 @@ impl Uart {
         self.mcr = Mcr::from_bits_truncate(*mcr);
         self.scratch = *scratch;
         self.divisor = *divisor;
-        self.receiver.clear();
-        for &(byte, errors) in receiver.iter().take(self.depth()) {
-            self.receiver.push(Received { byte, errors: errors & Lsr::OF_CHARACTER.bits() });
-        }
-        self.transmitter.clear();
-        for &byte in transmitter.iter().take(self.depth()) {
-            self.transmitter.push(byte);
-        }
+        let received = receiver.iter().map(|&(byte, errors)| Received { byte, errors: errors & Lsr::OF_CHARACTER.bits() });
+        self.receiver = Fifo::from_entries(received.take(self.depth()));
+        self.transmitter = Fifo::from_entries(transmitter.iter().copied().take(self.depth()));
         self.errors = Lsr::from_bits_retain(*errors) & Lsr::ERRORS;
         self.modem = Msr::from_bits_retain(*modem);
         let &[cts, dsr, ri, dcd] = outside;

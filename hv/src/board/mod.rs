@@ -10,14 +10,14 @@ use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use devices::{
     Line, LineSink, PortDevice, TimedDevice,
-    interim::{
-        misc::{Pci, Pm},
-        pit::Pit,
-        rtc::{CmosMemory, Rtc},
-        uart::Uart,
-    },
+    acpi_pm::{AcpiPm, PmTimerWidth, PowerEvent},
     lapic::{Effect, LocalApic},
+    misc::{Port92, PostCode},
+    pci::{self, ChipsetFunction, ConfigEffect, HostBridge, LpcBridge, PciBus},
+    pit::{self, Pit},
     router::InterruptRouter,
+    rtc::{Rtc, RtcConfig},
+    uart::{ModemLines, Uart},
 };
 pub use ports::{Overlap, PortMap};
 use spin::Mutex;
@@ -28,13 +28,13 @@ use x86defs::{Gpa, Time, Width};
 pub enum PortOwner {
     Pic,
     Pit,
+    Port61,
     I8042,
     Rtc,
     PostCode,
-    FastA20,
+    Port92,
     Uart,
     Pci,
-    Reset,
     AcpiPm,
     DebugExit,
 }
@@ -45,17 +45,16 @@ const CLAIMS: &[(PortOwner, u16, u16)] = &[
     (PortOwner::Pic, 0xa0, 2),
     (PortOwner::Pic, 0x4d0, 2),
     (PortOwner::Pit, 0x40, 4),
-    (PortOwner::Pit, 0x61, 1),
+    (PortOwner::Port61, 0x61, 1),
     (PortOwner::I8042, 0x60, 1),
     (PortOwner::I8042, 0x64, 1),
     (PortOwner::Rtc, 0x70, 2),
     (PortOwner::PostCode, 0x80, 1),
-    (PortOwner::FastA20, 0x92, 1),
+    (PortOwner::Port92, 0x92, 1),
     (PortOwner::Uart, 0x3f8, 8),
     (PortOwner::AcpiPm, layout::PM_BASE, layout::PM_PORTS),
-    (PortOwner::Pci, 0xcf8, 1),
-    (PortOwner::Reset, layout::RESET_PORT, 1),
-    (PortOwner::Pci, 0xcfa, 6),
+    // The reset control register 0xCF9 lies within.
+    (PortOwner::Pci, layout::PCI_CONFIG_PORTS.start, pci::PORTS),
 ];
 
 /// What a board is built with.
@@ -71,6 +70,9 @@ pub struct BoardConfig {
     pub debug_exit: Option<u16>,
 }
 
+/// Where firmware leads the PIRQs in 8259 mode.
+const PIRQ_IRQS: [Option<u8>; 8] = [Some(10), Some(10), Some(11), Some(11), Some(10), Some(10), Some(11), Some(11)];
+
 /// `Board::end` while the guest goes on.
 const RUNNING: u32 = u32::MAX;
 const END_POWER_OFF: u32 = 1 << 16;
@@ -83,9 +85,10 @@ pub struct Board {
     pit: Mutex<Pit>,
     rtc: Mutex<Rtc>,
     uart: Mutex<Uart>,
-    pci: Mutex<Pci>,
-    pm: Mutex<Pm>,
-    reset: AtomicU32,
+    pci: Mutex<PciBus<ChipsetFunction>>,
+    pm: Mutex<AcpiPm>,
+    port_92: Mutex<Port92>,
+    post_code: Mutex<PostCode>,
     /// Why the guest has ended itself: [`RUNNING`], or an `END_` value, or a debug-exit status.
     end: AtomicU32,
     /// There is something for the run loop: an end, or serial output.
@@ -106,15 +109,31 @@ impl Board {
             // Overlaps are refused with the configuration (`Board::claims`); the fixed claims are tested not to have any.
             let _ = ports.claim(owner, first, count);
         }
-        let memory = CmosMemory { below_4g: config.ram_below_4g, above_4g: config.ram_above_4g };
+        let rtc = RtcConfig {
+            wall_clock: config.wall_clock,
+            memory_below_4g: config.ram_below_4g,
+            memory_above_4g: config.ram_above_4g,
+        };
+        let mut bus = PciBus::new();
+        let host = ChipsetFunction::HostBridge(HostBridge::new(config.ram_below_4g, config.ram_above_4g));
+        let lpc = LpcBridge::new(layout::PM_BASE, PIRQ_IRQS);
+        // An empty bus has room for both.
+        let _ = bus.add(pci::HOST_BRIDGE, host);
+        let _ = bus.add(pci::LPC_BRIDGE, ChipsetFunction::LpcBridge(lpc));
+        for (pirq, irq) in PIRQ_IRQS.into_iter().enumerate() {
+            router.route_pirq(pirq, irq);
+        }
+        // The SCI is level-triggered, also in the 8259 pair (ACPI 6.4, 5.2.9); firmware sets the ELCR so.
+        router.pic_write(now, 0x4d1, Width::Byte, 1 << (layout::SCI_IRQ - 8));
         Self {
             ports,
             pit: Mutex::new(Pit::new(line(0))),
-            rtc: Mutex::new(Rtc::new(line(8), config.wall_clock as i64, now, memory)),
-            uart: Mutex::new(Uart::new(line(4))),
-            pci: Mutex::default(),
-            pm: Mutex::default(),
-            reset: AtomicU32::new(0),
+            rtc: Mutex::new(Rtc::new(line(8), &rtc, now)),
+            uart: Mutex::new(Uart::new(line(4), ModemLines::CONNECTED)),
+            pci: Mutex::new(bus),
+            pm: Mutex::new(AcpiPm::new(line(layout::SCI_IRQ.into()), PmTimerWidth::Bits32)),
+            port_92: Mutex::default(),
+            post_code: Mutex::default(),
             router,
             end: AtomicU32::new(RUNNING),
             events: AtomicBool::new(false),
@@ -133,18 +152,16 @@ impl Board {
         let Some((owner, offset)) = self.ports.find(port) else { return width.mask() as u32 };
         match owner {
             PortOwner::Pic => self.router.pic_read(now, port, width),
-            PortOwner::Pit if port == 0x61 => self.pit.lock().read_port_b(now).into(),
             PortOwner::Pit => self.pit.lock().port_read(now, offset, width),
-            PortOwner::Rtc => self.rtc.lock().port_read(now, offset, width),
-            PortOwner::Uart => self.uart.lock().port_read(now, offset, width),
-            PortOwner::Pci => self.pci.lock().read(port, width),
-            PortOwner::AcpiPm => self.pm.lock().read(now, offset, width),
-            PortOwner::Reset if width == Width::Dword => self.pci.lock().read(port, width),
-            PortOwner::Reset => self.reset.load(Ordering::Relaxed),
+            PortOwner::Port61 => self.pit.lock().port_read(now, pit::PORT_61_OFFSET, width),
+            PortOwner::Rtc => self.timed_read(&self.rtc, now, offset, width),
+            PortOwner::Uart => self.timed_read(&self.uart, now, offset, width),
+            PortOwner::Pci => self.pci.lock().port_read(now, offset, width),
+            PortOwner::AcpiPm => self.timed_read(&self.pm, now, offset, width),
             PortOwner::I8042 if port == 0x64 => 0x1c,
             PortOwner::I8042 => 0,
-            PortOwner::FastA20 => 2,
-            PortOwner::PostCode => 0,
+            PortOwner::Port92 => self.port_92.lock().port_read(now, offset, width),
+            PortOwner::PostCode => self.post_code.lock().port_read(now, offset, width),
             PortOwner::DebugExit => width.mask() as u32,
         }
     }
@@ -154,38 +171,71 @@ impl Board {
         let Some((owner, offset)) = self.ports.find(port) else { return };
         match owner {
             PortOwner::Pic => self.router.pic_write(now, port, width, value),
-            PortOwner::Pit if port == 0x61 => self.pit.lock().write_port_b(now, value as u8),
-            PortOwner::Pit => {
-                self.pit.lock().port_write(now, offset, width, value);
-                self.timers_changed();
-            }
-            PortOwner::Rtc => {
-                self.rtc.lock().port_write(now, offset, width, value);
-                self.timers_changed();
-            }
+            PortOwner::Pit => self.timed_write(&self.pit, now, offset, width, value),
+            PortOwner::Port61 => self.timed_write(&self.pit, now, pit::PORT_61_OFFSET, width, value),
+            PortOwner::Rtc => self.timed_write(&self.rtc, now, offset, width, value),
             PortOwner::Uart => {
-                let mut uart = self.uart.lock();
-                uart.port_write(now, offset, width, value);
-                if uart.peek_output().is_some() {
+                self.timed_write(&self.uart, now, offset, width, value);
+                if self.uart.lock().peek_output().is_some() {
                     self.events.store(true, Ordering::Release);
                 }
             }
-            PortOwner::Pci => self.pci.lock().write(port, width, value),
+            PortOwner::Pci => self.pci_write(now, offset, width, value),
             PortOwner::AcpiPm => {
-                if self.pm.lock().write(offset, value) {
-                    self.set_end(END_POWER_OFF);
-                }
-            }
-            PortOwner::Reset => {
-                let old = self.reset.swap(value & 0xe, Ordering::Relaxed);
-                if value & 4 != 0 && old & 4 == 0 {
-                    self.set_end(END_REBOOT);
+                self.timed_write(&self.pm, now, offset, width, value);
+                match self.pm.lock().take_event() {
+                    Some(PowerEvent::SoftOff) => self.set_end(END_POWER_OFF),
+                    // The ACPI tables offer no other state: a guest that asks for one all the same goes on running.
+                    Some(PowerEvent::Sleep { .. }) | None => {}
                 }
             }
             PortOwner::I8042 if port == 0x64 && value == 0xfe => self.set_end(END_REBOOT),
-            PortOwner::FastA20 if value & 1 != 0 => self.set_end(END_REBOOT),
-            PortOwner::I8042 | PortOwner::FastA20 | PortOwner::PostCode => {}
+            PortOwner::Port92 => {
+                let mut port_92 = self.port_92.lock();
+                port_92.port_write(now, offset, width, value);
+                if port_92.take_event().is_some() {
+                    self.set_end(END_REBOOT);
+                }
+            }
+            PortOwner::I8042 => {}
+            PortOwner::PostCode => self.post_code.lock().port_write(now, offset, width, value),
             PortOwner::DebugExit => self.set_end((value & 0xff) << 1 | 1),
+        }
+    }
+
+    /// A read that may move the device's deadline.
+    fn timed_read<D: PortDevice + TimedDevice>(&self, device: &Mutex<D>, now: Time, offset: u16, width: Width) -> u32 {
+        let mut device = device.lock();
+        let before = device.deadline();
+        let value = device.port_read(now, offset, width);
+        if device.deadline() != before {
+            self.timers_changed();
+        }
+        value
+    }
+
+    /// A write that may move the device's deadline.
+    fn timed_write<D: PortDevice + TimedDevice>(&self, device: &Mutex<D>, now: Time, offset: u16, width: Width, value: u32) {
+        let mut device = device.lock();
+        let before = device.deadline();
+        device.port_write(now, offset, width, value);
+        if device.deadline() != before {
+            self.timers_changed();
+        }
+    }
+
+    fn pci_write(&self, now: Time, offset: u16, width: Width, value: u32) {
+        let mut bus = self.pci.lock();
+        bus.port_write(now, offset, width, value);
+        if bus.reset.take_event().is_some() {
+            self.set_end(END_REBOOT);
+        }
+        if let Some((place, ConfigEffect::PirqRoutes)) = bus.take_effect()
+            && let Some(lpc) = bus.function(place).and_then(ChipsetFunction::lpc_bridge)
+        {
+            for pirq in 0..8 {
+                self.router.route_pirq(pirq.into(), lpc.pirq_route(pirq));
+            }
         }
     }
 
@@ -228,13 +278,16 @@ impl Board {
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
         let apics = self.router.apics().iter().filter_map(|apic| apic.deadline());
-        apics.chain(self.pit.lock().deadline()).chain(self.rtc.lock().deadline()).min()
+        let devices = [self.pit.lock().deadline(), self.rtc.lock().deadline(), self.uart.lock().deadline(), self.pm.lock().deadline()];
+        apics.chain(devices.into_iter().flatten()).min()
     }
 
     /// Brings all timers up to `now`.
     pub fn advance(&self, now: Time) {
         self.pit.lock().advance(now);
         self.rtc.lock().advance(now);
+        self.uart.lock().advance(now);
+        self.pm.lock().advance(now);
         for apic in self.router.apics() {
             apic.advance(now);
         }
@@ -297,8 +350,9 @@ impl Board {
     }
 
     /// A byte arrives at the serial port.
-    pub fn serial_input(&self, _: Time, byte: u8) {
-        self.uart.lock().receive(byte);
+    pub fn serial_input(&self, now: Time, byte: u8) {
+        self.uart.lock().receive(now, byte);
+        self.timers_changed();
     }
 }
 

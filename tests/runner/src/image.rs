@@ -86,8 +86,7 @@ pub struct Grub {
     hybrid_mbr: PathBuf,
 }
 
-const COMMON_MODULES: [&str; 10] =
-    ["iso9660", "multiboot2", "normal", "configfile", "test", "all_video", "gfxterm", "search", "search_fs_file", "echo"];
+const COMMON_MODULES: [&str; 8] = ["iso9660", "multiboot2", "normal", "configfile", "test", "search", "search_fs_file", "echo"];
 const PC_FOLDER: &str = "/usr/lib/grub/i386-pc";
 const EFI_FOLDER: &str = "/usr/lib/grub/x86_64-efi";
 /// The firmware says which partition it started from, not where the CD's own file system is.
@@ -123,7 +122,7 @@ impl Grub {
             .arg(new("early.cfg"))
             .arg("-o")
             .arg(new("bootx64.efi"))
-            .args(["part_gpt", "part_msdos", "fat"])
+            .args(["part_gpt", "part_msdos", "fat", "all_video"])
             .args(COMMON_MODULES))?;
         let mtool = |name: &str| {
             let mut command = Command::new(name);
