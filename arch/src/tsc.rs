@@ -171,18 +171,26 @@ impl Reference for Pit {
     }
 }
 
-/// One reading of the TSC and of another counter: the best of a few, since an SMI or the host below us may come in between.
+/// One reading of the TSC and of another counter, just after that has changed: it may be much coarser than the TSC. The best of a few,
+/// since an SMI or the host below us may come in between.
 pub(crate) fn sample(read: impl Fn() -> u64) -> (u64, u64) {
     let mut best = (u64::MAX, 0, 0);
     for _ in 0..8 {
-        let before = now();
-        let count = read();
-        let gap = now() - before;
-        if gap < best.0 {
-            best = (gap, before + gap / 2, count);
+        let old = read();
+        // A counter at rest is noticed elsewhere.
+        for _ in 0..1000 {
+            let before = now();
+            let count = read();
+            let gap = now() - before;
+            if count != old {
+                if gap < best.0 {
+                    best = (gap, before + gap / 2, count);
+                }
+                break;
+            }
         }
     }
-    (best.1, best.2)
+    if best.0 == u64::MAX { (now(), read()) } else { (best.1, best.2) }
 }
 
 /// Windows of a measurement, of about 20 ms each.

@@ -362,9 +362,8 @@ mod tests {
     fn shorthands_ignore_the_destination_and_disabled_apics_hear_nothing() {
         let mut apics = [x2apic(0), x2apic(1), x2apic(2)];
         apics[2].mode = ApicMode::Disabled;
-        let by = |shorthand| -> Vec<usize> {
-            destinations(apics.iter().copied(), Some(1), shorthand, Physical, 7).iter().collect()
-        };
+        let by =
+            |shorthand| -> Vec<usize> { destinations(apics.iter().copied(), Some(1), shorthand, Physical, 7).iter().collect() };
         assert_eq!(by(Shorthand::None), []);
         assert_eq!(by(Shorthand::Myself), [1]);
         assert_eq!(by(Shorthand::AllIncludingSelf), [0, 1]);

@@ -10,21 +10,20 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-pub mod interim;
-pub mod interrupt;
-pub mod ioapic;
-pub mod lapic;
 pub mod acpi_pm;
 mod fifo;
 pub mod i8042;
+pub mod interrupt;
+pub mod ioapic;
+pub mod lapic;
 mod line;
 pub mod misc;
 pub mod pci;
 pub mod pic;
 pub mod pit;
 mod ports;
-pub mod rtc;
 pub mod router;
+pub mod rtc;
 mod ticks;
 pub mod uart;
 

@@ -2,6 +2,7 @@
 //!
 //! Lock order: wires (with the 8259 pair), then IOAPIC. Local APICs have no lock. A device may be locked when it drives its line.
 
+pub use crate::lapic::Pending;
 use crate::{
     LineSink, PortDevice,
     interrupt::{ApicAddress, CpuSet, DeliveryMode, DestinationMode, InterruptMessage, Ipi, MAX_VCPUS, Shorthand, destinations},
@@ -14,7 +15,6 @@ use core::sync::atomic::{
     AtomicU32, AtomicU64,
     Ordering::{AcqRel, Relaxed},
 };
-pub use crate::lapic::Pending;
 use serde::{Deserialize, Serialize};
 use spin::Mutex;
 use x86defs::{Time, Width};

@@ -129,7 +129,7 @@ fn dword(bytes: &[u8; MAX_INSTRUCTION], at: usize) -> Option<u64> {
 /// Where the memory operand is.
 struct Target {
     offset: u64,
-    /// By rSP or rBP.
+    /// By ESP or EBP. Says nothing in 64-bit code, where it does not matter.
     stack: bool,
     immediate: u64,
     /// Of the instruction.
@@ -195,7 +195,7 @@ fn by_modrm<const LONG: bool>(head: &Head, gprs: &Gprs, bytes: &[u8; MAX_INSTRUC
         immediate = dword(bytes, length)? & width.mask();
         length += tail;
     }
-    Some(Target { offset, stack: based && base & 6 == 4 && head.rex & 1 == 0, immediate, length })
+    Some(Target { offset, stack: based && base & 6 == 4, immediate, length })
 }
 
 /// The target of A0 to A3.

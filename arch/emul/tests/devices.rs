@@ -227,6 +227,14 @@ fn strings_stop_at_limits_and_wrap_in_the_middle_of_a_page() {
     done(&mut cpu, &[0xf3, 0xaa]);
     assert_eq!(cpu.bytes(0x2_07fd, 4), [0, 0x55, 0x55, 0]);
     assert_eq!(cpu.bytes(0x1_07ff, 4), [0, 0x55, 0x55, 0]);
+    // 32-bit addresses in 64-bit mode, where no limit would notice: outsb gs:[esi].
+    let mut cpu64 = TestCpu::long();
+    cpu64.map(0, 0x1000, Rights::ReadWrite).map(1 << 32, 0x1000, Rights::ReadWrite);
+    cpu64.segment_mut(SegmentRegister::Gs).base = 0x800;
+    cpu64.put((1 << 32) + 0x7fe, &[1, 2, 0xff, 0xff]).put(0x800, &[3, 4]);
+    cpu64.set(Gpr::Rsi, 0xffff_fffe).set(Gpr::Rcx, 4);
+    done(&mut cpu64, &[0x67, 0x65, 0xf3, 0x6e]);
+    assert_eq!(cpu64.log, [1, 2, 3, 4].map(|value| Event::Out(0, Width::Byte, value)));
     // And backwards.
     cpu.rflags |= Rflags::DF.bits();
     cpu.set(Gpr::Rdi, 1).set(Gpr::Rcx, 4).set(Gpr::Rax, 0x66);

@@ -167,11 +167,8 @@ impl I8042 {
         }
         if !self.command_byte.contains(CommandByte::KEYBOARD_DISABLED) {
             while let Some(byte) = self.keyboard.pop() {
-                let byte = if self.command_byte.contains(CommandByte::TRANSLATE) {
-                    self.translator.translate(byte)
-                } else {
-                    Some(byte)
-                };
+                let byte =
+                    if self.command_byte.contains(CommandByte::TRANSLATE) { self.translator.translate(byte) } else { Some(byte) };
                 if let Some(byte) = byte {
                     return Some((byte, Source::Keyboard));
                 }
@@ -226,8 +223,9 @@ impl I8042 {
         self.pending = None;
         match value {
             command::READ_MEMORY..=command::READ_MEMORY_LAST => self.reply(self.read_memory(value)),
-            command::WRITE_MEMORY..=command::WRITE_MEMORY_LAST
-            | command::WRITE_OUTPUT_PORT..=command::WRITE_AUX => self.pending = Some(value),
+            command::WRITE_MEMORY..=command::WRITE_MEMORY_LAST | command::WRITE_OUTPUT_PORT..=command::WRITE_AUX => {
+                self.pending = Some(value)
+            }
             command::TEST_PASSWORD => self.reply(NO_PASSWORD),
             command::DISABLE_AUX => self.command_byte |= CommandByte::AUX_DISABLED,
             command::ENABLE_AUX => self.command_byte -= CommandByte::AUX_DISABLED,

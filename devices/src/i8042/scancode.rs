@@ -322,7 +322,8 @@ mod tests {
         }
         let functions = (0x3b..=0x44u8).zip(0x3a..=0x43u8);
         let keypad = (0x47..=0x53u8).zip([0x5f, 0x60, 0x61, 0x56, 0x5c, 0x5d, 0x5e, 0x57, 0x59, 0x5a, 0x5b, 0x62, 0x63]);
-        for (code, usage) in functions.chain(keypad).chain([(0x45, 0x53), (0x46, 0x47), (0x57, 0x44), (0x58, 0x45), (0x56, 0x64)]) {
+        for (code, usage) in functions.chain(keypad).chain([(0x45, 0x53), (0x46, 0x47), (0x57, 0x44), (0x58, 0x45), (0x56, 0x64)])
+        {
             assert_eq!(codes(Set1, usage, true), [code], "usage {usage:x}");
         }
     }
@@ -332,10 +333,8 @@ mod tests {
         // But for the European key, which is the American backslash in sets 1 and 2; Pause has a sequence of its own.
         for set in [Set1, Set2, Set3] {
             let keys: Vec<u8> = KEYS.iter().map(|key| key.0).filter(|usage| *usage != 0x32).collect();
-            let keys: Vec<Vec<u8>> = keys
-                .into_iter()
-                .filter_map(|usage| Some(encode(set, usage, true, Held::default())?.bytes().to_vec()))
-                .collect();
+            let keys: Vec<Vec<u8>> =
+                keys.into_iter().filter_map(|usage| Some(encode(set, usage, true, Held::default())?.bytes().to_vec())).collect();
             let unique: BTreeSet<_> = keys.iter().collect();
             assert_eq!(unique.len(), keys.len(), "{set:?}");
         }

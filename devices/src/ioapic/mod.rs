@@ -141,13 +141,7 @@ impl IoApic {
     }
 
     /// A write at `offset` from the base address. Registers are 32 bits wide, but the index and the EOI register take any width.
-    pub fn mmio_write(
-        &mut self,
-        offset: u64,
-        width: Width,
-        value: u64,
-        send: &mut impl FnMut(InterruptMessage) -> bool,
-    ) {
+    pub fn mmio_write(&mut self, offset: u64, width: Width, value: u64, send: &mut impl FnMut(InterruptMessage) -> bool) {
         match offset {
             window::IOREGSEL => self.select = value as u8,
             window::IOWIN if width >= Width::Dword => self.write_register(value as u32, send),

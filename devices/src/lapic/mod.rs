@@ -25,11 +25,11 @@ mod tests;
 mod timer;
 
 use crate::interrupt::{ApicAddress, ApicMode};
+pub use crate::interrupt::{DeliveryMode, DestinationMode, Ipi, Shorthand, Trigger};
 use core::sync::atomic::{
     AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
-pub use crate::interrupt::{DeliveryMode, DestinationMode, Ipi, Shorthand, Trigger};
 pub use page::ApicPage;
 use page::place;
 pub use post::Posted;
@@ -49,7 +49,9 @@ pub enum Effect {
     /// Send it to the local APICs that it names.
     Ipi(Ipi),
     /// A level-triggered interrupt has been served: tell the IOAPICs.
-    Eoi { vector: u8 },
+    Eoi {
+        vector: u8,
+    },
     /// [`LocalApic::deadline`] may have changed.
     Timer,
 }
@@ -333,8 +335,7 @@ impl LocalApic {
         let in_service = self.page.vectors(reg::ISR, index);
         in_service.store(in_service.load(Relaxed) | bit, Relaxed);
         self.in_service_words.store(self.in_service_words.load(Relaxed) | 1 << index, Relaxed);
-        self.in_service.store(u32::from(vector), Relaxed);
-        self.update_ppr();
+        self.set_in_service(u32::from(vector));
 
         // It was the most urgent one, so the others wait for its EOI - but for those posted in the meantime.
         let done = flag::IRR | if emptied { 1 << index } else { 0 };
@@ -358,7 +359,7 @@ impl LocalApic {
     }
 
     /// End of interrupt (11.8.5): the most urgent interrupt in service is done.
-    #[inline]
+    #[inline(always)]
     fn eoi(&self) -> Effect {
         let vector = self.in_service.load(Relaxed) as u8;
         if vector == 0 {
@@ -373,13 +374,12 @@ impl LocalApic {
             words &= !(1 << index);
             self.in_service_words.store(words, Relaxed);
         }
-        self.in_service.store(self.highest_in_service(words), Relaxed);
-        self.update_ppr();
+        self.set_in_service(if words == 0 { 0 } else { self.highest_in_service(words) });
         self.reconsider();
         if self.page.vectors(reg::TMR, index).load(Relaxed) & bit == 0 { Effect::None } else { self.eoi_level(vector) }
     }
 
-    #[inline(always)]
+    #[cold]
     fn highest_in_service(&self, words: u32) -> u32 {
         let Some(index) = words.checked_ilog2() else { return 0 };
         let word = self.page.vectors(reg::ISR, index).load(Relaxed);
@@ -400,12 +400,16 @@ impl LocalApic {
         self.page.get(reg::PPR) as u8
     }
 
+    /// `vector` is now the highest one in service.
     #[inline(always)]
-    fn update_ppr(&self) {
-        let tpr = self.page.get(reg::TPR);
-        let in_service = self.in_service.load(Relaxed);
-        let ppr = if tpr & 0xf0 >= in_service & 0xf0 { tpr } else { in_service & 0xf0 };
-        self.page.set(reg::PPR, ppr);
+    fn set_in_service(&self, vector: u32) {
+        self.in_service.store(vector, Relaxed);
+        self.update_ppr(self.page.get(reg::TPR), vector);
+    }
+
+    #[inline(always)]
+    fn update_ppr(&self, tpr: u32, in_service: u32) {
+        self.page.set(reg::PPR, if tpr >> 4 >= in_service >> 4 { tpr } else { in_service & 0xf0 });
     }
 
     /// Task priority.
@@ -418,7 +422,7 @@ impl LocalApic {
     #[inline]
     pub fn set_tpr(&self, value: u8) {
         self.page.set(reg::TPR, u32::from(value));
-        self.update_ppr();
+        self.update_ppr(u32::from(value), self.in_service.load(Relaxed));
         self.reconsider();
     }
 

@@ -68,9 +68,8 @@ impl LocalApic {
     /// A SIPI: start at 4-KiB page `page`. The processor ignores it unless it waits for one.
     pub fn post_sipi(&self, page: u8) -> Posted {
         const PAGE: u32 = 0xff << flag::SIPI_SHIFT;
-        let set = |state: u32| {
-            (state & flag::SIPI == 0).then_some(state & !PAGE | flag::SIPI | u32::from(page) << flag::SIPI_SHIFT)
-        };
+        let set =
+            |state: u32| (state & flag::SIPI == 0).then_some(state & !PAGE | flag::SIPI | u32::from(page) << flag::SIPI_SHIFT);
         if self.state.fetch_update(AcqRel, Acquire, set).is_ok() { Posted::New } else { Posted::Merged }
     }
 
@@ -133,8 +132,7 @@ impl LocalApic {
     #[must_use]
     pub fn lint0_accepts_extint(&self) -> bool {
         const EXTINT: u32 = (DeliveryMode::ExtInt as u32) << lvt::DELIVERY_SHIFT;
-        self.mode() == ApicMode::Disabled
-            || self.page.at(reg::LVT_LINT0).load(SeqCst) & (lvt::MASKED | lvt::DELIVERY) == EXTINT
+        self.mode() == ApicMode::Disabled || self.page.at(reg::LVT_LINT0).load(SeqCst) & (lvt::MASKED | lvt::DELIVERY) == EXTINT
     }
 
     /// LINT0 is high, newly or under a new LVT entry.
@@ -171,9 +169,7 @@ impl LocalApic {
 
     /// The level-triggered interrupt `vector` is done; if it was the pin's and that is still high, it comes again.
     pub(super) fn eoi_lint(&self, entry: u32, vector: u8) {
-        let clear = |value: u32| {
-            (value & lvt::REMOTE_IRR != 0 && value as u8 == vector).then_some(value & !lvt::REMOTE_IRR)
-        };
+        let clear = |value: u32| (value & lvt::REMOTE_IRR != 0 && value as u8 == vector).then_some(value & !lvt::REMOTE_IRR);
         if self.page.at(entry).fetch_update(SeqCst, SeqCst, clear).is_ok() {
             self.lint_written(entry);
         }

@@ -47,12 +47,9 @@ impl LocalApic {
             reg::ICR_HIGH => self.page.set(reg::ICR_HIGH, value & 0xff00_0000),
             reg::TMICT => return self.write_initial_count(now, value),
             reg::TDCR => return self.write_divide(now, value),
-            reg::LVT_TIMER
-            | reg::LVT_THERMAL
-            | reg::LVT_PERFORMANCE
-            | reg::LVT_LINT0
-            | reg::LVT_LINT1
-            | reg::LVT_ERROR => return self.write_lvt(now, register, value),
+            reg::LVT_TIMER | reg::LVT_THERMAL | reg::LVT_PERFORMANCE | reg::LVT_LINT0 | reg::LVT_LINT1 | reg::LVT_ERROR => {
+                return self.write_lvt(now, register, value);
+            }
             reg::SVR => self.write_svr(value & svr::WRITABLE),
             reg::ESR => self.write_esr(),
             reg::LDR => self.page.set(reg::LDR, value & 0xff00_0000),
@@ -105,47 +102,33 @@ impl LocalApic {
     ///
     /// # Errors
     /// #GP if the APIC is not in x2APIC mode, or there is no such register, or it is read-only, or a reserved bit is set (11.12.1.2).
-    #[inline]
+    // Inlined into its one caller, where the effects are then jumps instead of values.
+    #[inline(always)]
     pub fn msr_write(&self, now: Time, index: u32, value: u64) -> Result<Effect, Gp> {
-        let offset = register_of(index)?;
         if self.mode() != ApicMode::X2Apic {
             return Err(Gp);
         }
         let within = |writable: u32| if value & !u64::from(writable) == 0 { Ok(value as u32) } else { Err(Gp) };
-        match offset {
-            reg::EOI => {
+        match index {
+            x2apic::EOI => {
                 within(0)?;
                 return Ok(self.eoi());
             }
-            reg::ICR_LOW => return self.write_icr(value),
-            reg::TMICT => return Ok(self.write_initial_count(now, within(u32::MAX)?)),
-            reg::TPR => self.set_tpr(within(0xff)? as u8),
-            reg::SELF_IPI => {
+            x2apic::ICR => return self.write_icr(value),
+            x2apic::TMICT => return Ok(self.write_initial_count(now, within(u32::MAX)?)),
+            x2apic::TPR => self.set_tpr(within(0xff)? as u8),
+            x2apic::SELF_IPI => {
                 let vector = within(0xff)? as u8;
                 self.send_to_self(vector);
             }
-            reg::TDCR => return Ok(self.write_divide(now, within(TDCR_WRITABLE)?)),
-            reg::LVT_TIMER
-            | reg::LVT_THERMAL
-            | reg::LVT_PERFORMANCE
-            | reg::LVT_LINT0
-            | reg::LVT_LINT1
-            | reg::LVT_ERROR => {
-                let value = within(lvt::writable(offset) | lvt::read_only(offset))?;
-                return Ok(self.write_lvt(now, offset, value));
-            }
-            reg::SVR => self.write_svr(within(svr::WRITABLE)?),
-            reg::ESR => {
-                within(0)?;
-                self.write_esr();
-            }
-            _ => return Err(Gp),
+            _ => return self.msr_write_rare(now, index, value),
         }
         Ok(Effect::None)
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_icr(&self, value: u64) -> Result<Effect, Gp> {
+        const SELF: u32 = (Shorthand::Myself as u32) << icr::SHORTHAND_SHIFT;
         let (low, high) = (value as u32, (value >> 32) as u32);
         if low & !(icr::WRITABLE | icr::DELIVERY_STATUS) != 0 {
             return Err(Gp);
@@ -154,13 +137,19 @@ impl LocalApic {
         self.page.set(reg::ICR_LOW, low);
         self.page.set(reg::ICR_HIGH, high);
         self.page.set(reg::ICR_HIGH_X2APIC, high);
+        // The usual self IPIs, without further ado.
+        let kind = low & (icr::SHORTHAND | icr::DELIVERY | icr::LOGICAL);
+        if kind & !icr::LOGICAL == SELF || kind == 0 && high == self.id() && high != BROADCAST {
+            self.send_to_self(low as u8);
+            return Ok(Effect::None);
+        }
         Ok(self.send(low, high))
     }
 
     // --- both
 
     /// Sends the IPI that the ICR's low half and a 32-bit destination describe (11.6.1).
-    #[inline]
+    #[inline(never)]
     fn send(&self, low: u32, destination: u32) -> Effect {
         let vector = low as u8;
         let shorthand = Shorthand::from_bits(low >> icr::SHORTHAND_SHIFT);
@@ -207,6 +196,27 @@ impl LocalApic {
         }
     }
 
+    /// The arms of [`LocalApic::msr_write`] that need not be fast, apart so that the others need no stack frame.
+    #[cold]
+    fn msr_write_rare(&self, now: Time, index: u32, value: u64) -> Result<Effect, Gp> {
+        let within = |writable: u32| if value & !u64::from(writable) == 0 { Ok(value as u32) } else { Err(Gp) };
+        match index {
+            x2apic::TDCR => return Ok(self.write_divide(now, within(TDCR_WRITABLE)?)),
+            x2apic::LVT_TIMER..=x2apic::LVT_ERROR => {
+                let offset = register_of(index)?;
+                let value = within(lvt::writable(offset) | lvt::read_only(offset))?;
+                return Ok(self.write_lvt(now, offset, value));
+            }
+            x2apic::SVR => self.write_svr(within(svr::WRITABLE)?),
+            x2apic::ESR => {
+                within(0)?;
+                self.write_esr();
+            }
+            _ => return Err(Gp),
+        }
+        Ok(Effect::None)
+    }
+
     /// Spurious-interrupt vector register. Software-disabling the APIC masks the LVT (11.4.7.2); what is pending stays so.
     fn write_svr(&self, value: u32) {
         self.page.set(reg::SVR, value);
@@ -240,6 +250,26 @@ impl LocalApic {
         }
         Effect::None
     }
+}
+
+/// MSRs of the registers that software writes in x2APIC mode (table 11-6).
+mod x2apic {
+    use super::{super::spec::reg, msr};
+
+    const fn msr_of(offset: u32) -> u32 {
+        msr::X2APIC_BASE + (offset >> 4)
+    }
+
+    pub const TPR: u32 = msr_of(reg::TPR);
+    pub const EOI: u32 = msr_of(reg::EOI);
+    pub const SVR: u32 = msr_of(reg::SVR);
+    pub const ESR: u32 = msr_of(reg::ESR);
+    pub const ICR: u32 = msr_of(reg::ICR_LOW);
+    pub const LVT_TIMER: u32 = msr_of(reg::LVT_TIMER);
+    pub const LVT_ERROR: u32 = msr_of(reg::LVT_ERROR);
+    pub const TMICT: u32 = msr_of(reg::TMICT);
+    pub const TDCR: u32 = msr_of(reg::TDCR);
+    pub const SELF_IPI: u32 = msr_of(reg::SELF_IPI);
 }
 
 /// The page offset of an x2APIC MSR's register.

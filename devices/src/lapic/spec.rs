@@ -105,12 +105,14 @@ pub mod lvt {
 /// Interrupt command register (11.6.1, figure 11-12; 11.12.9, figure 11-28).
 pub mod icr {
     pub const DELIVERY_SHIFT: u32 = 8;
+    pub const DELIVERY: u32 = 7 << DELIVERY_SHIFT;
     pub const LOGICAL: u32 = 1 << 11;
     /// xAPIC: delivery status, always idle. In x2APIC mode processors of one vendor ignore it, so no processor's software sets it.
     pub const DELIVERY_STATUS: u32 = 1 << 12;
     pub const ASSERT: u32 = 1 << 14;
     pub const LEVEL: u32 = 1 << 15;
     pub const SHORTHAND_SHIFT: u32 = 18;
+    pub const SHORTHAND: u32 = 3 << SHORTHAND_SHIFT;
     /// The low half's defined bits.
     pub const WRITABLE: u32 = 0x000c_cfff;
 }

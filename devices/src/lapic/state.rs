@@ -160,8 +160,7 @@ impl LocalApic {
     pub fn adopt_page(&self) {
         let words = self.page.summary(reg::ISR);
         self.in_service_words.store(words, Relaxed);
-        self.in_service.store(self.highest_in_service(words), Relaxed);
-        self.update_ppr();
+        self.set_in_service(self.highest_in_service(words));
         let requests = self.page.summary(reg::IRR);
         self.state.fetch_or(requests | if requests == 0 { 0 } else { flag::IRR }, AcqRel);
     }

@@ -102,6 +102,8 @@ impl LocalApic {
         self.timer.expiry.load(Acquire) <= now.0 && self.expire(now)
     }
 
+    #[cold]
+    #[inline(never)]
     fn expire(&self, now: Time) -> bool {
         let expiry = self.timer.expiry.load(Acquire);
         if expiry > now.0 || expiry >= REMOTE {
@@ -157,7 +159,7 @@ impl LocalApic {
             return Effect::None;
         }
         self.page.set(reg::TMICT, count);
-        let expiry = if count == 0 { NEVER } else { now.0.saturating_add(self.period()) };
+        let expiry = if count == 0 { NEVER } else { now.0.saturating_add(u64::from(count) << self.shift()) };
         self.timer.expiry.store(expiry, Release);
         Effect::Timer
     }

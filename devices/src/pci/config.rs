@@ -13,9 +13,13 @@ const DWORDS: usize = 64;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BarKind {
     Io,
-    Memory32 { prefetchable: bool },
+    Memory32 {
+        prefetchable: bool,
+    },
     /// Takes the next register too.
-    Memory64 { prefetchable: bool },
+    Memory64 {
+        prefetchable: bool,
+    },
 }
 
 /// A base address register that cannot be.

@@ -82,10 +82,8 @@ fn linux_finds_the_chipset() {
     bus.port_write(NOW, 0, Width::Dword, 0x8000_0000);
     assert_eq!(bus.port_read(NOW, 0, Width::Dword), 0x8000_0000);
     assert_eq!(read(&mut bus, 0, 0x0a, Width::Word), 0x0600);
-    let found: Vec<(u8, u32)> = (0..32)
-        .map(|device| (device, read(&mut bus, device, 0, Width::Dword)))
-        .filter(|(_, id)| *id != u32::MAX)
-        .collect();
+    let found: Vec<(u8, u32)> =
+        (0..32).map(|device| (device, read(&mut bus, device, 0, Width::Dword))).filter(|(_, id)| *id != u32::MAX).collect();
     assert_eq!(found, [(0, 0x29c0_8086), (31, 0x2918_8086)]);
     assert_eq!(read(&mut bus, 0, 0x0e, Width::Byte), 0x00);
     assert_eq!(read(&mut bus, 31, 0x0e, Width::Byte), 0x80);
@@ -223,10 +221,7 @@ fn header_fields_are_read_only_where_they_should_be() {
         write(&mut bus, 3, register, Width::Dword, u32::MAX);
     }
     let header = [0, 0x04, 0x08, 0x0c, 0x2c, 0x30, 0x34, 0x3c].map(|r| read(&mut bus, 3, r, Width::Dword));
-    assert_eq!(
-        header,
-        [0x1042_1af4, 0x0010_0547, 0x0180_0001, 0xffff, 0x0002_1af4, 0, 0x40, 0x01ff],
-    );
+    assert_eq!(header, [0x1042_1af4, 0x0010_0547, 0x0180_0001, 0xffff, 0x0002_1af4, 0, 0x40, 0x01ff],);
 }
 
 #[test]

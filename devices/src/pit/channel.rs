@@ -119,7 +119,7 @@ impl Channel {
     fn encode(&self, count: u32) -> u16 {
         let count = count % self.modulus();
         if self.bcd {
-            (count / 1000 << 12 | count / 100 % 10 << 8 | count / 10 % 10 << 4 | count % 10) as u16
+            [1000, 100, 10, 1].iter().fold(0, |bcd, place| bcd << 4 | (count / place % 10) as u16)
         } else {
             count as u16
         }
@@ -395,7 +395,7 @@ impl Channel {
             Mode::TerminalCount | Mode::SoftwareStrobe => self.pause_or_go_on(tick),
             // A rising edge is a trigger: it loads the count.
             _ if gate => {
-                if self.programmed && self.written_low.is_none() {
+                if self.programmed {
                     self.load_at = Some(tick.saturating_add(1));
                 }
             }
@@ -412,12 +412,8 @@ impl Channel {
 
     fn pause_or_go_on(&mut self, tick: u64) {
         self.counting = match self.counting {
-            Counting::Running { count, since } if !self.gate => {
-                Counting::Paused { count, elapsed: tick.wrapping_sub(since) }
-            }
-            Counting::Paused { count, elapsed } if self.gate => {
-                Counting::Running { count, since: tick.wrapping_sub(elapsed) }
-            }
+            Counting::Running { count, since } if !self.gate => Counting::Paused { count, elapsed: tick.wrapping_sub(since) },
+            Counting::Paused { count, elapsed } if self.gate => Counting::Running { count, since: tick.wrapping_sub(elapsed) },
             same => same,
         };
     }

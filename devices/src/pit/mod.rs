@@ -161,7 +161,7 @@ impl Pit {
         speaker.sync(tick);
         let mut value = self.port_61;
         value.set(Port61::OUT_2, speaker.out(tick));
-        value.set(Port61::REFRESH, tick / REFRESH_TICKS & 1 != 0);
+        value.set(Port61::REFRESH, !(tick / REFRESH_TICKS).is_multiple_of(2));
         value.bits()
     }
 
@@ -188,13 +188,7 @@ impl Pit {
     #[must_use]
     pub fn save(&self) -> PitState {
         let Self { channels, port_61, line, clock: _, handled, missed, deadline: _ } = self;
-        PitState {
-            channels: channels.clone(),
-            port_61: port_61.bits(),
-            handled: *handled,
-            missed: *missed,
-            line: line.level(),
-        }
+        PitState { channels: channels.clone(), port_61: port_61.bits(), handled: *handled, missed: *missed, line: line.level() }
     }
 
     pub fn restore(&mut self, state: &PitState) {

@@ -174,6 +174,13 @@ fn mode_2_rate_generator() {
     assert_eq!(wave(&mut b, 3), "111");
     b.gate(true);
     assert_eq!(wave(&mut b, 6), "111011");
+    // Half a new count is none: the trigger takes the old one.
+    b.gate(false);
+    b.out(3, 0xb4);
+    b.count(2, 4);
+    b.out(2, 0x99);
+    b.gate(true);
+    assert_eq!(wave(&mut b, 6), "111011");
 }
 
 #[test]

@@ -97,7 +97,7 @@ impl Format {
     /// `value` is below 100.
     pub fn encode(self, value: u32) -> u8 {
         let value = (value % 100) as u8;
-        if self.binary { value } else { (value / 10) << 4 | value % 10 }
+        if self.binary { value } else { (value / 10) << 4 | (value % 10) }
     }
 
     pub fn decode_hours(self, byte: u8) -> u32 {

@@ -59,7 +59,9 @@ pub struct Rtc {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Divider {
     /// Seconds begin at `origin` + n seconds (ns; may wrap: a phase).
-    Running { origin: u64 },
+    Running {
+        origin: u64,
+    },
     Reset,
 }
 
@@ -315,9 +317,7 @@ impl Rtc {
     /// UIP: an update begins soon or goes on. The new time is there when it ends.
     fn is_update_near(&self) -> bool {
         match self.divider {
-            Divider::Running { origin } => {
-                self.is_updating() && self.synced.0.wrapping_sub(origin) % SECOND >= SECOND - UIP_NS
-            }
+            Divider::Running { origin } => self.is_updating() && self.synced.0.wrapping_sub(origin) % SECOND >= SECOND - UIP_NS,
             Divider::Reset => false,
         }
     }

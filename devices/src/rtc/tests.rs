@@ -279,8 +279,11 @@ fn op() -> impl Strategy<Value = (u64, Op)> {
     let op = prop_oneof![
         index().prop_map(Op::Read),
         (index(), any::<u8>()).prop_map(|(i, v)| Op::Write(i, v)),
-        (0..2u16, prop::sample::select(std::vec![Width::Word, Width::Dword]), any::<u32>())
-            .prop_map(|(o, w, v)| Op::Wide(o, w, v & w.mask() as u32)),
+        (0..2u16, prop::sample::select(std::vec![Width::Word, Width::Dword]), any::<u32>()).prop_map(|(o, w, v)| Op::Wide(
+            o,
+            w,
+            v & w.mask() as u32
+        )),
         Just(Op::Advance),
     ];
     (wait, op)

@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use devices::{
     Line, LineSink, PortDevice, TimedDevice,
     acpi_pm::{AcpiPm, PmTimerWidth, PowerEvent},
+    i8042::{self, I8042},
     lapic::{Effect, LocalApic},
     misc::{Port92, PostCode},
     pci::{self, ChipsetFunction, ConfigEffect, HostBridge, LpcBridge, PciBus},
@@ -29,7 +30,8 @@ pub enum PortOwner {
     Pic,
     Pit,
     Port61,
-    I8042,
+    I8042Data,
+    I8042Command,
     Rtc,
     PostCode,
     Port92,
@@ -46,8 +48,8 @@ const CLAIMS: &[(PortOwner, u16, u16)] = &[
     (PortOwner::Pic, 0x4d0, 2),
     (PortOwner::Pit, 0x40, 4),
     (PortOwner::Port61, 0x61, 1),
-    (PortOwner::I8042, 0x60, 1),
-    (PortOwner::I8042, 0x64, 1),
+    (PortOwner::I8042Data, 0x60, 1),
+    (PortOwner::I8042Command, 0x64, 1),
     (PortOwner::Rtc, 0x70, 2),
     (PortOwner::PostCode, 0x80, 1),
     (PortOwner::Port92, 0x92, 1),
@@ -85,6 +87,7 @@ pub struct Board {
     pit: Mutex<Pit>,
     rtc: Mutex<Rtc>,
     uart: Mutex<Uart>,
+    i8042: Mutex<I8042>,
     pci: Mutex<PciBus<ChipsetFunction>>,
     pm: Mutex<AcpiPm>,
     port_92: Mutex<Port92>,
@@ -130,6 +133,7 @@ impl Board {
             pit: Mutex::new(Pit::new(line(0))),
             rtc: Mutex::new(Rtc::new(line(8), &rtc, now)),
             uart: Mutex::new(Uart::new(line(4), ModemLines::CONNECTED)),
+            i8042: Mutex::new(I8042::new(line(1), line(12))),
             pci: Mutex::new(bus),
             pm: Mutex::new(AcpiPm::new(line(layout::SCI_IRQ.into()), PmTimerWidth::Bits32)),
             port_92: Mutex::default(),
@@ -158,8 +162,8 @@ impl Board {
             PortOwner::Uart => self.timed_read(&self.uart, now, offset, width),
             PortOwner::Pci => self.pci.lock().port_read(now, offset, width),
             PortOwner::AcpiPm => self.timed_read(&self.pm, now, offset, width),
-            PortOwner::I8042 if port == 0x64 => 0x1c,
-            PortOwner::I8042 => 0,
+            PortOwner::I8042Data => self.i8042.lock().port_read(now, i8042::DATA_OFFSET, width),
+            PortOwner::I8042Command => self.i8042.lock().port_read(now, i8042::COMMAND_OFFSET, width),
             PortOwner::Port92 => self.port_92.lock().port_read(now, offset, width),
             PortOwner::PostCode => self.post_code.lock().port_read(now, offset, width),
             PortOwner::DebugExit => width.mask() as u32,
@@ -189,7 +193,8 @@ impl Board {
                     Some(PowerEvent::Sleep { .. }) | None => {}
                 }
             }
-            PortOwner::I8042 if port == 0x64 && value == 0xfe => self.set_end(END_REBOOT),
+            PortOwner::I8042Data => self.i8042_write(now, i8042::DATA_OFFSET, width, value),
+            PortOwner::I8042Command => self.i8042_write(now, i8042::COMMAND_OFFSET, width, value),
             PortOwner::Port92 => {
                 let mut port_92 = self.port_92.lock();
                 port_92.port_write(now, offset, width, value);
@@ -197,7 +202,6 @@ impl Board {
                     self.set_end(END_REBOOT);
                 }
             }
-            PortOwner::I8042 => {}
             PortOwner::PostCode => self.post_code.lock().port_write(now, offset, width, value),
             PortOwner::DebugExit => self.set_end((value & 0xff) << 1 | 1),
         }
@@ -221,6 +225,14 @@ impl Board {
         device.port_write(now, offset, width, value);
         if device.deadline() != before {
             self.timers_changed();
+        }
+    }
+
+    fn i8042_write(&self, now: Time, offset: u16, width: Width, value: u32) {
+        let mut i8042 = self.i8042.lock();
+        i8042.port_write(now, offset, width, value);
+        if i8042.take_event().is_some() {
+            self.set_end(END_REBOOT);
         }
     }
 

@@ -85,9 +85,12 @@ fn calibrate(apic: &LocalApic, rd_at: &impl Fn(u64, u32) -> u32, wr_at: &impl Fn
 #[test]
 fn boot_in_xapic_mode() {
     let apic = LocalApic::new(0, true);
-    let (rd, wr) = (|r| read(&apic, r), |r, v| {
-        write(&apic, r, v);
-    });
+    let (rd, wr) = (
+        |r| read(&apic, r),
+        |r, v| {
+            write(&apic, r, v);
+        },
+    );
     clear(&apic, &rd, &wr);
     // init_apic_ldr() of the flat model.
     wr(reg::DFR, 0xffff_ffff);
@@ -122,9 +125,12 @@ fn boot_in_x2apic_mode() {
 #[test]
 fn kexec_disables_and_enables_the_apic() {
     let apic = LocalApic::new(0, true);
-    let (rd, wr) = (|r| read(&apic, r), |r, v| {
-        write(&apic, r, v);
-    });
+    let (rd, wr) = (
+        |r| read(&apic, r),
+        |r, v| {
+            write(&apic, r, v);
+        },
+    );
     // disable_local_APIC(), and the same again in the new kernel.
     for _ in 0..2 {
         clear(&apic, &rd, &wr);

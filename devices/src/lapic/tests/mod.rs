@@ -1,8 +1,8 @@
 //! The local APIC's behaviour by the manual, replays of what Linux does with it, and random use.
 
 mod errors;
-mod linux;
 mod lint;
+mod linux;
 mod random;
 mod threads;
 mod timer;
@@ -328,9 +328,7 @@ fn x2apic_registers_exist_in_x2apic_mode_only() {
     assert_eq!((apic.msr_read(NOW, 0x802), apic.msr_write(NOW, 0x80b, 0)), (Err(Gp), Err(Gp)));
     let apic = x2apic(0);
     let readable = |index: u32| apic.msr_read(NOW, index).is_ok();
-    let expected = |index: u32| {
-        matches!(index, 0x802 | 0x803 | 0x808 | 0x80a | 0x80d | 0x80f | 0x810..=0x828 | 0x830 | 0x832..=0x839 | 0x83e)
-    };
+    let expected = |index: u32| matches!(index, 0x802 | 0x803 | 0x808 | 0x80a | 0x80d | 0x80f | 0x810..=0x828 | 0x830 | 0x832..=0x839 | 0x83e);
     for index in 0x7f0..0x910 {
         assert_eq!(readable(index), expected(index), "RDMSR {index:#x}");
     }
