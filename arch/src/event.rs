@@ -106,10 +106,12 @@ impl Event {
         (self.0 >> 32) as u32
     }
 
-    /// EVENTINJ: information word and error code in one.
+    /// EVENTINJ: information word and error code in one. For events without a length: AMD-V needs none.
+    #[inline]
     #[must_use]
     pub const fn event_inj(self) -> u64 {
-        self.0 & ARCHITECTURAL
+        debug_assert!(self.0 & !ARCHITECTURAL == 0);
+        self.0
     }
 
     #[must_use]

@@ -85,11 +85,11 @@ fn measure_bus(tsc_hz: u64) -> u64 {
     for result in &mut results {
         apic::write(Register::TimerInitial, u32::MAX);
         let count = || u64::from(apic::read(Register::TimerCurrent));
-        let (tsc_0, count_0) = tsc::sample(count);
+        let (tsc_0, count_0) = tsc::sample(tsc::now, count);
         while cr::tsc() - tsc_0 < tsc_hz / 100 {
             crate::cpu::relax();
         }
-        let (tsc_1, count_1) = tsc::sample(count);
+        let (tsc_1, count_1) = tsc::sample(tsc::now, count);
         // It counts down.
         let ticks = u128::from(count_0.saturating_sub(count_1));
         *result = (ticks * u128::from(tsc_hz) / u128::from(tsc_1 - tsc_0)) as u64;

@@ -77,6 +77,10 @@ trait Reference {
     /// All ones: where it wraps.
     fn mask(&self) -> u64;
     fn read(&self) -> u64;
+    /// The TSC; a test has its own.
+    fn tsc(&self) -> u64 {
+        now()
+    }
 }
 
 struct Pm(PmTimer);
@@ -173,15 +177,15 @@ impl Reference for Pit {
 
 /// One reading of the TSC and of another counter, just after that has changed: it may be much coarser than the TSC. The best of a few,
 /// since an SMI or the host below us may come in between.
-pub(crate) fn sample(read: impl Fn() -> u64) -> (u64, u64) {
+pub(crate) fn sample(tsc: impl Fn() -> u64, read: impl Fn() -> u64) -> (u64, u64) {
     let mut best = (u64::MAX, 0, 0);
     for _ in 0..8 {
         let old = read();
         // A counter at rest is noticed elsewhere.
         for _ in 0..1000 {
-            let before = now();
+            let before = tsc();
             let count = read();
-            let gap = now() - before;
+            let gap = tsc() - before;
             if count != old {
                 if gap < best.0 {
                     best = (gap, before + gap / 2, count);
@@ -190,7 +194,7 @@ pub(crate) fn sample(read: impl Fn() -> u64) -> (u64, u64) {
             }
         }
     }
-    if best.0 == u64::MAX { (now(), read()) } else { (best.1, best.2) }
+    if best.0 == u64::MAX { (tsc(), read()) } else { (best.1, best.2) }
 }
 
 /// Windows of a measurement, of about 20 ms each.
@@ -201,7 +205,7 @@ fn measure<R: Reference>(reference: &R) -> Option<(u64, Source)> {
     let wanted = reference.hz() / 50;
     let mut results = [0; WINDOWS];
     let (mut ticks, mut counts) = (0, 0);
-    let (mut tsc_0, mut count_0) = sample(|| reference.read());
+    let (mut tsc_0, mut count_0) = sample(|| reference.tsc(), || reference.read());
     for result in &mut results {
         let elapsed = |count: u64| count.wrapping_sub(count_0) & reference.mask();
         // A read takes about a microsecond at least on hardware, and many instructions in an emulator: a counter at rest is noticed.
@@ -213,7 +217,7 @@ fn measure<R: Reference>(reference: &R) -> Option<(u64, Source)> {
             }
             relax();
         }
-        let (tsc_1, count_1) = sample(|| reference.read());
+        let (tsc_1, count_1) = sample(|| reference.tsc(), || reference.read());
         let (t, c) = (tsc_1 - tsc_0, elapsed(count_1));
         *result = frequency(t, c, reference.hz());
         (ticks, counts) = (ticks + t, counts + c);
@@ -307,10 +311,17 @@ mod tests {
         assert_eq!(combine([1_000_010_000, 999_990_000, 1_300_000_000], 1_100_000_000), 1_000_010_000);
     }
 
-    /// Counts one tick for each TSC tick divided by `divide`, or not at all.
+    /// A TSC of 1 GHz that advances at each look, and a counter of 1 MHz beside it, or one at rest.
     struct Fake {
-        divide: u64,
-        start: Cell<u64>,
+        time: Cell<u64>,
+        counts: bool,
+    }
+
+    impl Fake {
+        fn pass(&self, ticks: u64) -> u64 {
+            self.time.set(self.time.get() + ticks);
+            self.time.get()
+        }
     }
 
     impl Reference for Fake {
@@ -322,14 +333,20 @@ mod tests {
             0xffff
         }
         fn read(&self) -> u64 {
-            (now() - self.start.get()).checked_div(self.divide).map_or(5, |count| count & self.mask())
+            let time = self.pass(300);
+            if self.counts { (time / 1000) & self.mask() } else { 5 }
+        }
+        fn tsc(&self) -> u64 {
+            // Now and then something else runs for 200 us.
+            let late = if self.time.get().is_multiple_of(7) { 200_000 } else { 0 };
+            self.pass(13 + late)
         }
     }
 
     #[test]
     fn a_counter_is_measured_and_one_at_rest_is_noticed() {
-        let (hz, _) = measure(&Fake { divide: 1000, start: Cell::new(now()) }).unwrap();
-        assert!(hz.abs_diff(1_000_000_000) < 10_000_000, "{hz}");
-        assert_eq!(measure(&Fake { divide: 0, start: Cell::new(0) }), None);
+        let (hz, _) = measure(&Fake { time: Cell::new(65_000_000), counts: true }).unwrap();
+        assert!(hz.abs_diff(1_000_000_000) < 20_000, "{hz}");
+        assert_eq!(measure(&Fake { time: Cell::new(0), counts: false }), None);
     }
 }

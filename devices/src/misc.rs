@@ -149,21 +149,33 @@ impl PortDevice for Port92 {
 }
 
 /// Port 0x80: keeps the last POST code. Old code writes there to wait a microsecond.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default)]
 pub struct PostCode {
-    /// The last byte written.
+    value: u8,
+}
+
+/// What a [`PostCode`] saves.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PostCodeState {
     pub value: u8,
 }
 
 impl PostCode {
+    /// The last byte written.
     #[must_use]
-    pub fn save(&self) -> Self {
-        self.clone()
+    pub const fn value(&self) -> u8 {
+        self.value
     }
 
-    pub fn restore(&mut self, state: &Self) {
-        let Self { value } = state;
-        self.value = *value;
+    #[must_use]
+    pub fn save(&self) -> PostCodeState {
+        let &Self { value } = self;
+        PostCodeState { value }
+    }
+
+    pub fn restore(&mut self, state: &PostCodeState) {
+        let &PostCodeState { value } = state;
+        *self = Self { value };
     }
 }
 
@@ -229,6 +241,10 @@ mod tests {
         let mut post = PostCode::default();
         post.port_write(NOW, 0, Width::Byte, 0x5a);
         assert_eq!(post.port_read(NOW, 0, Width::Byte), 0x5a);
+        assert_eq!(post.value(), 0x5a);
+        let mut other = PostCode::default();
+        other.restore(&post.save());
+        assert_eq!(other.value(), 0x5a);
     }
 
     proptest! {

@@ -17,7 +17,7 @@ use crate::workspace::BARE_TARGET;
 /// How to see that a package is there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Probe {
-    /// A program in `PATH` (or in the folders of administrators' programs).
+    /// A program in `PATH`.
     Program(&'static str),
     /// Any of these files.
     File(&'static [&'static str]),

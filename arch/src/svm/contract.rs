@@ -20,8 +20,7 @@ impl Vcpu for SvmVcpu {
 
     #[inline]
     fn run(&mut self, resume: Resume) -> Exit {
-        self.finish(resume);
-        self.enter_guest()
+        self.round(resume)
     }
     #[inline]
     fn complete(&mut self, resume: Resume) {

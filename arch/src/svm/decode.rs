@@ -18,12 +18,18 @@ pub struct Extent {
 
 /// Turns the exit that the CPU has written to `control` into a question, and notes in `question` what its answer will need.
 ///
-/// `measure` is asked for the extent of the instruction, given the exit code, only for exits whose answer completes it. `None`: the
-/// exit is not the guest's question but the host's own business (an interrupt, an NMI, a machine check, IRET at the end of an NMI).
+/// `measure` is asked for the extent of the instruction, given the exit code, only for exits whose answer completes it. `host` is asked
+/// for exits that are not the guest's question but the host's own business: an interrupt, an NMI, a machine check.
 #[inline(always)]
-pub fn decode(control: &Control, gprs: &Gprs, question: &mut Question, measure: impl FnOnce(u32) -> Extent) -> Option<Exit> {
+pub fn decode(
+    control: &Control,
+    gprs: &Gprs,
+    question: &mut Question,
+    measure: impl FnOnce(u32) -> Extent,
+    host: impl FnOnce(u32) -> Exit,
+) -> Exit {
     let code = control.exit_code as u32;
-    Some(match code {
+    match code {
         exit_code::CPUID => {
             question.next_rip = measure(code).next_rip;
             Exit::Cpuid { leaf: gprs.get32(Gpr::Rax), subleaf: gprs.get32(Gpr::Rcx) }
@@ -65,7 +71,7 @@ pub fn decode(control: &Control, gprs: &Gprs, question: &mut Question, measure: 
             Exit::Rdpmc { index: gprs.get32(Gpr::Rcx) }
         }
         exit_code::CR0_READ..=exit_code::CR15_WRITE => control_access(code, gprs, question, measure(code)),
-        exit_code::INTR..=exit_code::INIT | exit_code::IRET | exit_code::EXCEPTION_MC => return None,
+        exit_code::INTR..=exit_code::INIT | exit_code::IRET | exit_code::EXCEPTION_MC => host(code),
         exit_code::EXCEPTION..=exit_code::EXCEPTION_LAST => Exit::Exception(exception(code, control)),
         exit_code::SHUTDOWN => Exit::TripleFault,
         exit_code::TASK_SWITCH => Exit::TaskSwitch(task_switch(control)),
@@ -76,7 +82,7 @@ pub fn decode(control: &Control, gprs: &Gprs, question: &mut Question, measure: 
         | exit_code::RDPRU => Exit::UndefinedInstruction,
         exit_code::INVALID => Exit::EntryFailed(EntryFailure { code: control.exit_code, info: control.exit_info1 }),
         _ => Exit::Unknown { code: control.exit_code, info: control.exit_info1 },
-    })
+    }
 }
 
 /// IN, OUT, INS and OUTS (15.10.2). EXITINFO2 is the RIP after the instruction on every CPU.

@@ -3,8 +3,8 @@
 //! NRIP-save is an option, and so are decode assists. Without them the instruction is read from the guest's memory, through the guest's own
 //! page tables; a small cache spares that to code that exits again and again.
 //!
-//! A cached length can only be wrong if the guest has put the same instruction with other prefixes at the same address in the same
-//! address space. Then the guest's own RIP is off by those bytes, and nobody else's.
+//! What is cached can only be wrong if the guest has put the same instruction with other prefixes at the same RIP in the same address
+//! space. Then the guest's own RIP is off by those bytes, and nobody else's.
 
 use super::{
     decode::{self, Extent},
@@ -18,55 +18,56 @@ const ENTRIES: usize = 16;
 
 #[derive(Clone, Copy)]
 struct Entry {
-    linear: u64,
-    cr3: u64,
-    code: u32,
-    /// Zero: not in use.
-    length: u8,
+    rip: u64,
+    key: u64,
+    next_rip: u64,
 }
 
-/// Lengths of instructions that have exited, by address, address space and kind of exit.
+/// Where instructions end that have exited, by RIP, address space and kind of exit.
 pub struct LengthCache([Entry; ENTRIES]);
 
 impl LengthCache {
     #[must_use]
     pub const fn new() -> Self {
-        Self([Entry { linear: 0, cr3: 0, code: 0, length: 0 }; ENTRIES])
+        // No exit has a key of all ones.
+        Self([Entry { rip: 0, key: u64::MAX, next_rip: 0 }; ENTRIES])
     }
 
     /// The extent of the instruction at RIP, which has made the exit `code`.
     #[inline(always)]
     pub fn extent(&mut self, code: u32, save: &Save, memory: &GuestRam) -> Extent {
-        let rip = save.rip;
-        let linear = save.cs.base.wrapping_add(rip);
-        let entry = &self.0[slot(linear)];
-        if entry.linear == linear && entry.code == code && entry.cr3 == save.cr3 && entry.length != 0 {
-            let next_rip = rip.wrapping_add(u64::from(entry.length));
-            if (next_rip ^ rip) >> 32 == 0 {
-                return Extent { next_rip, operand: Gpr::Rax, long: false };
-            }
+        let entry = &self.0[slot(save.rip)];
+        if entry.rip == save.rip && entry.key == key(code, save) {
+            return Extent { next_rip: entry.next_rip, operand: Gpr::Rax, long: false };
         }
         self.miss(code, save, memory)
     }
 
     #[cold]
+    #[inline(never)]
     fn miss(&mut self, code: u32, save: &Save, memory: &GuestRam) -> Extent {
         let long = long_code(save);
         let mut bytes = [0; 15];
         let bytes = fetch(save, memory, long, &mut bytes);
         let (length, operand) = decode::measure(code, bytes, long).unwrap_or((decode::shortest(code), Gpr::Rax));
+        let next_rip = vcpu::next_rip(save.rip, u64::from(length), long);
         // An operand cannot be cached: boot loaders do put different MOVs to CR4 at one address.
         if !(exit_code::CR0_READ..=exit_code::CR15_WRITE).contains(&code) {
-            let linear = save.cs.base.wrapping_add(save.rip);
-            self.0[slot(linear)] = Entry { linear, cr3: save.cr3, code, length };
+            self.0[slot(save.rip)] = Entry { rip: save.rip, key: key(code, save), next_rip };
         }
-        Extent { next_rip: vcpu::next_rip(save.rip, u64::from(length), long), operand, long }
+        Extent { next_rip, operand, long }
     }
 }
 
 #[inline(always)]
-const fn slot(linear: u64) -> usize {
-    (linear ^ linear >> 4) as usize & (ENTRIES - 1)
+const fn slot(rip: u64) -> usize {
+    rip as usize & (ENTRIES - 1)
+}
+
+/// Exit code, CS base and CR3 in one word: bits 63:56, 51:20 and 51:0. Two that differ in base and CR3 alike can collide, with the consequence above.
+#[inline(always)]
+const fn key(code: u32, save: &Save) -> u64 {
+    (code as u64) << 56 ^ save.cs.base << 20 ^ save.cr3
 }
 
 /// True if the guest executes 64-bit code.

@@ -40,6 +40,8 @@ mod todo {
     pub const NMI_WINDOW: u32 = 1 << 3;
     /// The guest is being single-stepped behind its back.
     pub const STEP: u32 = 1 << 4;
+    /// IRET is intercepted, because it ends an NMI.
+    pub const IRET: u32 = 1 << 5;
 }
 
 /// A virtual CPU on AMD-V.
@@ -51,7 +53,7 @@ pub struct SvmVcpu {
     todo: u32,
     /// Clean bits after an entry: all, or none if the CPU does not have them.
     clean: u32,
-    nrip_save: bool,
+    assists: Assists,
     lengths: LengthCache,
     pub(super) lazy: LazyState,
     memory: Arc<GuestRam>,
@@ -74,7 +76,11 @@ impl SvmVcpu {
             events: Arbiter::new(),
             todo: todo::FLUSH,
             clean: if shared.caps.vmcb_clean { clean::ALL } else { 0 },
-            nrip_save: shared.caps.nrip_save,
+            assists: match (shared.caps.nrip_save, shared.caps.decode_assists) {
+                (false, _) => Assists::None,
+                (true, false) => Assists::NextRip,
+                (true, true) => Assists::Decoded,
+            },
             lengths: LengthCache::new(),
             lazy: LazyState::new(),
             memory,
@@ -115,52 +121,55 @@ impl SvmVcpu {
         self.lazy.unload();
     }
 
-    /// Enters the guest until it has a question.
-    #[inline(always)]
-    pub(super) fn enter_guest(&mut self) -> Exit {
-        loop {
-            if self.todo != 0
-                && let Some(exit) = self.prepare()
-            {
-                return exit;
-            }
-            self.vmcb.control.event_inj = self.events.take().event_inj();
-            self.vmcb.save.rax = self.frame.gprs[Gpr::Rax];
-            self.vmcb.save.rsp = self.frame.gprs[Gpr::Rsp];
-            // SAFETY: `enable` ran on this CPU, as `enter_cpu` has checked; the VMCB is ours, intercepts INTR and NMI and masks virtual interrupts
-            // (`set_up`); `host_state` is this CPU's. The contract of `Vcpu::run` has interrupts disabled.
-            unsafe { switch::enter(&raw mut self.frame) };
-            self.vmcb.control.clean = self.clean;
-            self.frame.gprs[Gpr::Rax] = self.vmcb.save.rax;
-            self.frame.gprs[Gpr::Rsp] = self.vmcb.save.rsp;
-            let interrupted = decode::int_info(&self.vmcb.control);
-            if !interrupted.is_none() {
-                // RIP is still at an INT n, INT3 or INTO, so executing it again is what re-injection would be without NRIP-save.
-                self.events.interrupted(interrupted, SoftwareEvents::Execute);
-            }
-            if self.todo != 0
-                && let Some(exit) = self.look_back()
-            {
-                return exit;
-            }
-            let (vmcb, lengths, memory) = (&*self.vmcb, &mut self.lengths, &*self.memory);
-            let (nrip_save, decode_assists) = (self.nrip_save, self.shared.caps.decode_assists);
-            let measure = |code| {
-                if nrip_save {
-                    supplied(code, vmcb, decode_assists, lengths, memory)
-                } else {
-                    lengths.extent(code, &vmcb.save, memory)
-                }
-            };
-            match decode::decode(&vmcb.control, &self.frame.gprs, &mut self.question, measure) {
-                Some(exit) => return exit,
-                None => {
-                    if let Some(exit) = self.host_exit() {
-                        return exit;
-                    }
-                }
-            }
+    /// Completes the last exit and enters the guest until it has a question.
+    ///
+    /// Not inlined, so that question and answer stay in memory: as parts of the run loop, the optimiser would take them apart into bytes and put them
+    /// together again.
+    #[inline(never)]
+    pub(super) fn round(&mut self, resume: Resume) -> Exit {
+        complete(self, resume);
+        if self.todo != 0
+            && let Some(exit) = self.prepare()
+        {
+            return exit;
         }
+        let gprs = &mut self.frame.gprs;
+        let vmcb = &mut *self.vmcb;
+        vmcb.control.event_inj = self.events.take().event_inj();
+        vmcb.save.rax = gprs[Gpr::Rax];
+        vmcb.save.rsp = gprs[Gpr::Rsp];
+        // SAFETY: `enable` ran on this CPU, as `enter_cpu` has checked; the VMCB is ours, intercepts INTR and NMI and masks virtual interrupts
+        // (`set_up`); `host_state` is this CPU's. The contract of `Vcpu::run` has interrupts disabled.
+        unsafe { switch::enter(&raw mut self.frame) };
+        let gprs = &mut self.frame.gprs;
+        let vmcb = &mut *self.vmcb;
+        vmcb.control.clean = self.clean;
+        gprs[Gpr::Rax] = vmcb.save.rax;
+        gprs[Gpr::Rsp] = vmcb.save.rsp;
+        if vmcb.control.exit_int_info as u32 >> 31 != 0 {
+            self.cut_short();
+        }
+        if self.todo != 0
+            && let Some(exit) = self.look_back()
+        {
+            return exit;
+        }
+        let (vmcb, lengths, memory, assists) = (&*self.vmcb, &mut self.lengths, &*self.memory, self.assists);
+        let measure = |code| {
+            if assists == Assists::None {
+                lengths.extent(code, &vmcb.save, memory)
+            } else {
+                supplied(code, vmcb, assists, lengths, memory)
+            }
+        };
+        decode::decode(&vmcb.control, &self.frame.gprs, &mut self.question, measure, host_exit)
+    }
+
+    /// The exit has cut the delivery of an event short. RIP is still at an INT n, INT3 or INTO, so those are executed again, which is what
+    /// injecting them would be without NRIP-save.
+    #[cold]
+    fn cut_short(&mut self) {
+        self.events.interrupted(decode::int_info(&self.vmcb.control), SoftwareEvents::Execute);
     }
 
     /// Sees to what is in `todo` before an entry.
@@ -231,6 +240,12 @@ impl SvmVcpu {
             self.todo &= !todo::FLUSHED;
             self.vmcb.control.tlb_control = tlb_control::NOTHING;
         }
+        if self.vmcb.control.exit_code as u32 == exit_code::IRET {
+            // The intercept comes before the instruction, which is executed now.
+            self.nmi = NmiBlocking::AtIret(self.vmcb.save.rip);
+            self.set_intercept1(intercept1::IRET, false);
+            self.todo &= !todo::IRET;
+        }
         self.todo &= !todo::STEP;
         let step = self.step.take()?;
         if !step.guest_tf && self.vmcb.control.exit_code as u32 != exit_code::EXCEPTION_DB {
@@ -256,31 +271,6 @@ impl SvmVcpu {
             // Still no luck: `prepare` tries again.
             StepResult::Ours { .. } => Some(Exit::HostInterrupt),
             StepResult::Guests { .. } => None,
-        }
-    }
-
-    /// Exits that are the host's own business. `None`: enter again.
-    #[cold]
-    fn host_exit(&mut self) -> Option<Exit> {
-        match self.vmcb.control.exit_code as u32 {
-            exit_code::IRET => {
-                self.nmi = NmiBlocking::AtIret(self.vmcb.save.rip);
-                self.set_intercept1(intercept1::IRET, false);
-                None
-            }
-            // The NMI was taken at STGI.
-            exit_code::NMI => Some(Exit::HostNmi),
-            exit_code::EXCEPTION_MC => {
-                // The machine check has been recorded but not delivered: give it to the host's handler, which finds it in the banks.
-                // SAFETY: the gate is present; its handler ends the host or returns.
-                unsafe { asm!("int 18") };
-                Some(Exit::HostInterrupt)
-            }
-            // INTR: still pending at the local APIC. SMI and INIT were taken at STGI.
-            _ => {
-                cpu::serve_interrupts();
-                Some(Exit::HostInterrupt)
-            }
         }
     }
 
@@ -325,7 +315,7 @@ impl SvmVcpu {
         self.events.inject_nmi();
         self.nmi = NmiBlocking::Blocked;
         self.set_intercept1(intercept1::IRET, true);
-        self.todo &= !todo::NMI_WINDOW;
+        self.todo = self.todo & !todo::NMI_WINDOW | todo::IRET;
     }
 
     pub(super) fn set_nmi_window(&mut self, wanted: bool) {
@@ -370,15 +360,43 @@ impl SvmVcpu {
     }
 }
 
+/// Exits that are the host's own business.
+#[cold]
+fn host_exit(code: u32) -> Exit {
+    match code {
+        // Taken at STGI.
+        exit_code::NMI => return Exit::HostNmi,
+        // Recorded but not delivered: the host's handler finds it in the banks.
+        // SAFETY: the gate is present; its handler ends the host or returns.
+        exit_code::EXCEPTION_MC => unsafe { asm!("int 18") },
+        // `look_back` has seen to it; entering again is all there is to do.
+        exit_code::IRET => {}
+        // INTR: still pending at the local APIC. SMI and INIT were taken at STGI.
+        _ => cpu::serve_interrupts(),
+    }
+    Exit::HostInterrupt
+}
+
+/// How much the CPU says about the instruction that has exited.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Assists {
+    /// Nothing: it is read from the guest's memory.
+    None,
+    /// Where it ends.
+    NextRip,
+    /// That, and the operand of MOV CR.
+    Decoded,
+}
+
 /// The extent of an instruction on a CPU that saves the next RIP. The operand of MOV CR comes from decode assists or from the instruction.
-fn supplied(code: u32, vmcb: &Vmcb, decode_assists: bool, lengths: &mut LengthCache, memory: &GuestRam) -> Extent {
+fn supplied(code: u32, vmcb: &Vmcb, assists: Assists, lengths: &mut LengthCache, memory: &GuestRam) -> Extent {
     let next_rip = vmcb.control.next_rip;
     if code > exit_code::CR15_WRITE {
         return Extent { next_rip, operand: Gpr::Rax, long: false };
     }
     // EXITINFO1 bit 63: it is a MOV, and bits 3:0 are the register (15.8.1).
     let info = vmcb.control.exit_info1;
-    if decode_assists && info >> 63 != 0 {
+    if assists == Assists::Decoded && info >> 63 != 0 {
         return Extent { next_rip, operand: Gpr::from_index(info as u8), long: length::long_code(&vmcb.save) };
     }
     Extent { next_rip, ..lengths.extent(code, &vmcb.save, memory) }

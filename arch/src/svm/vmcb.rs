@@ -6,6 +6,7 @@ use crate::vcpu::OwnedPages;
 use core::{
     mem::offset_of,
     ops::{Deref, DerefMut},
+    ptr::NonNull,
 };
 use x86defs::{DescriptorTable, Hpa, Segment, SegmentAttributes};
 
@@ -304,19 +305,26 @@ impl VmcbSegment {
 }
 
 /// A VMCB in a frame of its own. The CPU writes it only while [`super::switch::enter`] runs.
-pub struct VmcbPage(OwnedPages);
+pub struct VmcbPage {
+    vmcb: NonNull<Vmcb>,
+    page: OwnedPages,
+}
+
+// SAFETY: the page belongs to this value alone.
+unsafe impl Send for VmcbPage {}
 
 impl VmcbPage {
     /// A zeroed VMCB; `None` if memory is short.
     #[must_use]
     pub fn new() -> Option<Self> {
-        OwnedPages::new(1).map(Self)
+        let page = OwnedPages::new(1)?;
+        Some(Self { vmcb: NonNull::new(page.as_ptr())?, page })
     }
 
     #[inline]
     #[must_use]
     pub const fn hpa(&self) -> Hpa {
-        self.0.hpa()
+        self.page.hpa()
     }
 }
 
@@ -325,7 +333,7 @@ impl Deref for VmcbPage {
     #[inline(always)]
     fn deref(&self) -> &Vmcb {
         // SAFETY: a whole page, aligned, initialised (zeroed) and ours alone; every bit pattern is valid.
-        unsafe { &*self.0.as_ptr::<Vmcb>() }
+        unsafe { self.vmcb.as_ref() }
     }
 }
 
@@ -333,7 +341,7 @@ impl DerefMut for VmcbPage {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut Vmcb {
         // SAFETY: as above, and borrowed exclusively.
-        unsafe { &mut *self.0.as_ptr::<Vmcb>() }
+        unsafe { self.vmcb.as_mut() }
     }
 }
 

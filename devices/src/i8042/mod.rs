@@ -2,9 +2,9 @@
 //!
 //! IBM PS/2 Hardware Interface Technical Reference (1991).
 //!
-//! Bytes take no time: the controller's input buffer is always empty, and its output buffer is filled again as soon as it is read.
-//! The keyboard does not repeat keys by itself; whoever injects keys does. Not there: the password commands, the diagnostic dump and
-//! polling of the input port (A5, A6, AC, C1, C2), which do nothing.
+//! Bytes take no time: the controller's input buffer is always empty, and its output buffer is filled again as soon as it is
+//! read. The keyboard does not repeat keys by itself; whoever injects keys does. Not there: the password commands, the
+//! diagnostic dump and polling of the input port (A5, A6, AC, C1, C2), which do nothing.
 
 mod keyboard;
 mod mouse;
@@ -112,8 +112,8 @@ impl I8042 {
         }
     }
 
-    /// A key, by its usage on the USB HID keyboard page, is pressed or released. False if the guest will not hear of it: there is no
-    /// such key, the guest has switched scanning off, or the keyboard's buffer is full.
+    /// A key, by its usage on the USB HID keyboard page, is pressed or released. False if the guest will not hear of it:
+    /// there is no such key, the guest has switched scanning off, or the keyboard's buffer is full.
     pub fn key(&mut self, usage: u8, pressed: bool) -> bool {
         let heard = self.keyboard.key(usage, pressed);
         self.pump();

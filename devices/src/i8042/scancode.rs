@@ -1,7 +1,7 @@
 //! Keys by USB HID usage, and what a PS/2 keyboard sends for them.
 //!
-//! Microsoft "Keyboard Scan Code Specification" 1.3a (2000): usages, and codes of sets 1 and 2. IBM PS/2 Hardware Interface Technical
-//! Reference, "Keyboards": set 3, and the controller's translation.
+//! Microsoft "Keyboard Scan Code Specification" 1.3a (2000): usages, and codes of sets 1 and 2. IBM PS/2 Hardware Interface
+//! Technical Reference, "Keyboards": set 3, and the controller's translation.
 
 /// The longest sequence: Pause.
 pub const LONGEST: usize = 8;
@@ -233,8 +233,8 @@ pub struct Held {
     pub alt: bool,
 }
 
-/// What a keyboard that is set to `set` sends when the key with `usage` is pressed or released. Nothing in some cases: Pause has
-/// no release of its own. `None` if there is no such key.
+/// What a keyboard that is set to `set` sends when the key with `usage` is pressed or released. Nothing in some cases: Pause
+/// has no release of its own. `None` if there is no such key.
 pub fn encode(set: ScanCodeSet, usage: u8, pressed: bool, held: Held) -> Option<Sequence> {
     let &(_, set_2, set_3) = KEYS.iter().find(|key| key.0 == usage)?;
     match set {

@@ -1,5 +1,5 @@
-//! The 8042 keyboard controller (IBM PS/2 Hardware Interface Technical Reference, "Keyboard and Auxiliary Device Controller"), and the
-//! commands of keyboard and mouse (the same, "Keyboards" and "Auxiliary device").
+//! The 8042 keyboard controller (IBM PS/2 Hardware Interface Technical Reference, "Keyboard and Auxiliary Device
+//! Controller"), and the commands of keyboard and mouse (the same, "Keyboards" and "Auxiliary device").
 
 use bitflags::bitflags;
 

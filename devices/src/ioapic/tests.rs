@@ -270,8 +270,8 @@ fn linux_clears_and_sets_up_the_ioapic() {
         assert_eq!(rig.low(pin), MASKED);
     }
     for pin in 1..24 {
-        let low = if pin >= 16 || pin == 9 { LEVEL | 1 << 13 } else { 0 } | MASKED | 0x30 + u32::from(pin);
-        rig.entry(pin, low, 0);
+        let trigger = if pin >= 16 || pin == 9 { LEVEL | 1 << 13 } else { 0 };
+        rig.entry(pin, trigger | MASKED | (0x30 + u32::from(pin)), 0);
     }
     // irq_chip startup: unmask.
     let low = rig.low(2);

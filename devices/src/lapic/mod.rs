@@ -200,7 +200,7 @@ impl LocalApic {
     /// #GP for a reserved bit, and for the transitions that 11.12.5 (figure 11-27) forbids: from disabled straight to x2APIC, from
     /// x2APIC to xAPIC, and EXTD without EN.
     pub fn set_base_msr(&self, value: u64, phys_bits: u32) -> Result<(), Gp> {
-        let address_mask = (1u64 << phys_bits.clamp(32, 52)) - 1 & !base::FLAGS;
+        let address_mask = ((1u64 << phys_bits.clamp(32, 52)) - 1) & !base::FLAGS;
         if value & !(address_mask | base::BSP | base::EXTD | base::ENABLE) != 0 {
             return Err(Gp);
         }
@@ -369,17 +369,29 @@ impl LocalApic {
         let in_service = self.page.vectors(reg::ISR, index);
         let left = in_service.load(Relaxed) & !bit;
         in_service.store(left, Relaxed);
+        if left == 0 && self.in_service_words.load(Relaxed) == 1 << index {
+            // The usual case: none is left.
+            self.in_service_words.store(0, Relaxed);
+            self.in_service.store(0, Relaxed);
+            self.page.set(reg::PPR, self.page.get(reg::TPR));
+        } else {
+            self.next_in_service(index, left);
+        }
+        self.reconsider();
+        if self.page.vectors(reg::TMR, index).load(Relaxed) & bit == 0 { Effect::None } else { self.eoi_level(vector) }
+    }
+
+    /// Word `index` of the ISR is now `left`, and some word is not zero.
+    #[cold]
+    fn next_in_service(&self, index: u32, left: u32) {
         let mut words = self.in_service_words.load(Relaxed);
         if left == 0 {
             words &= !(1 << index);
             self.in_service_words.store(words, Relaxed);
         }
-        self.set_in_service(if words == 0 { 0 } else { self.highest_in_service(words) });
-        self.reconsider();
-        if self.page.vectors(reg::TMR, index).load(Relaxed) & bit == 0 { Effect::None } else { self.eoi_level(vector) }
+        self.set_in_service(self.highest_in_service(words));
     }
 
-    #[cold]
     fn highest_in_service(&self, words: u32) -> u32 {
         let Some(index) = words.checked_ilog2() else { return 0 };
         let word = self.page.vectors(reg::ISR, index).load(Relaxed);

@@ -80,7 +80,8 @@ mod lpc {
     pub const RCBA_ENABLE: u32 = 1;
 }
 
-/// The host bridge, 00:00.0: the memory map's registers, as firmware has set them. They lead nowhere; the board's memory map is fixed.
+/// The host bridge, 00:00.0: the memory map's registers, as firmware has set them. They lead nowhere; the board's memory map
+/// is fixed.
 #[derive(Debug)]
 pub struct HostBridge {
     config: ConfigSpace,
@@ -155,8 +156,8 @@ pub struct LpcBridge {
 }
 
 impl LpcBridge {
-    /// The bridge as firmware leaves it: the ACPI block decoded at port `pm_base` (a multiple of 128), its SCI on IRQ 9, and the
-    /// PIRQs led to `pirq_irqs` of the 8259 pair, where those are some.
+    /// The bridge as firmware leaves it: the ACPI block decoded at port `pm_base` (a multiple of 128), its SCI on IRQ 9, and
+    /// the PIRQs led to `pirq_irqs` of the 8259 pair, where those are some.
     #[must_use]
     pub fn new(pm_base: u16, pirq_irqs: [Option<u8>; 8]) -> Self {
         let mut config = ConfigSpace::new(&Identity {
@@ -224,8 +225,8 @@ impl LpcBridge {
         enabled.then_some((self.config.read(lpc::PMBASE) & lpc::PMBASE_ADDRESS) as u16)
     }
 
-    /// The interrupt that the SCI is led to: an IRQ of the 8259 pair and IOAPIC pin (9 to 11), or a pin (20 to 23). `None` for the
-    /// reserved encoding.
+    /// The interrupt that the SCI is led to: an IRQ of the 8259 pair and IOAPIC pin (9 to 11), or a pin (20 to 23). `None`
+    /// for the reserved encoding.
     #[must_use]
     pub fn sci_irq(&self) -> Option<u8> {
         match self.config.read_byte(lpc::ACPI_CNTL) & lpc::SCI_IRQ_SEL {

@@ -2,8 +2,8 @@
 //!
 //! PCI Local Bus Specification 3.0 (2004), 3.2.2.3 and chapter 6.
 //!
-//! The reset control register at port 0xCF9 lies among these ports, and is here for that reason. Configuration space is reached by
-//! ports only: there is no memory-mapped window.
+//! The reset control register at port 0xCF9 lies among these ports, and is here for that reason. Configuration space is
+//! reached by ports only: there is no memory-mapped window.
 
 mod chipset;
 mod config;

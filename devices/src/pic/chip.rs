@@ -77,7 +77,8 @@ impl Chip {
         }
     }
 
-    /// Edge inputs must stay high until they are acknowledged, else the request is gone (8259A, "Edge and level triggered modes").
+    /// Edge inputs must stay high until they are acknowledged, else the request is gone (8259A, "Edge and level triggered
+    /// modes").
     pub(super) fn irr(&self) -> u8 {
         self.lines & (self.latch | self.elcr)
     }

@@ -1,11 +1,11 @@
 //! The pair of 8259A interrupt controllers of the ICH9, and its edge/level control registers.
 //!
-//! Intel 8259A data sheet, 231468-003 (1988); Intel ICH9 data sheet, 316972-004, 5.8 and 13.4. Where they differ, this is the ICH9's:
-//! edge or level is the ELCR's choice (ICW1's LTIM does nothing), and vectors are those of 8086 mode.
+//! Intel 8259A data sheet, 231468-003 (1988); Intel ICH9 data sheet, 316972-004, 5.8 and 13.4. Where they differ, this is the
+//! ICH9's: edge or level is the ELCR's choice (ICW1's LTIM does nothing), and vectors are those of 8086 mode.
 //!
-//! INT is not latched: it falls when the request goes away. An acknowledge that comes too late for that gets level 7, and no level is
-//! in service then. An edge-triggered input must stay high until its interrupt is acknowledged, so a device holds its line until it
-//! is served; a pulse leaves nothing behind here.
+//! INT is not latched: it falls when the request goes away. An acknowledge that comes too late for that gets level 7, and no
+//! level is in service then. An edge-triggered input must stay high until its interrupt is acknowledged, so a device holds
+//! its line until it is served; a pulse leaves nothing behind here.
 
 mod chip;
 mod spec;

@@ -1,7 +1,8 @@
 //! One counter of the 8254 as a function of time.
 //!
-//! Time is counted in CLK pulses here. A count that is written at pulse t is loaded at pulse t + 1 (or later, where the mode says
-//! so); what the counting element and OUT are at any later pulse follows from when it was loaded, without stepping through.
+//! Time is counted in CLK pulses here. A count that is written at pulse t is loaded at pulse t + 1 (or later, where the mode
+//! says so); what the counting element and OUT are at any later pulse follows from when it was loaded, without stepping
+//! through.
 
 use super::spec::{control, status};
 use serde::{Deserialize, Serialize};
@@ -59,9 +60,9 @@ pub enum Counting {
     Paused { count: u32, elapsed: u64 },
 }
 
-/// A counter; as it is plain data, it is also what is saved.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Channel {
+/// A counter.
+#[derive(Clone)]
+pub(super) struct Channel {
     mode: Mode,
     bcd: bool,
     bytes: Bytes,
@@ -80,6 +81,24 @@ pub struct Channel {
     read_high_next: bool,
     latched_count: Option<u16>,
     latched_status: Option<u8>,
+}
+
+/// What a [`super::Pit`]'s counter saves. Pulses are counted from [`x86defs::Time`] 0.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ChannelState {
+    pub mode: Mode,
+    pub bcd: bool,
+    pub bytes: Bytes,
+    pub gate: bool,
+    pub count_register: u16,
+    pub load_at: Option<u64>,
+    pub programmed: bool,
+    pub null_count: bool,
+    pub counting: Counting,
+    pub written_low: Option<u8>,
+    pub read_high_next: bool,
+    pub latched_count: Option<u16>,
+    pub latched_status: Option<u8>,
 }
 
 impl Channel {
@@ -368,14 +387,71 @@ impl Channel {
         self.load_at.filter(|&at| at <= tick)
     }
 
-    #[cfg(test)]
-    pub(super) fn set_counting(&mut self, counting: Counting) {
-        self.counting = counting;
+    pub(super) fn save(&self) -> ChannelState {
+        let &Self {
+            mode,
+            bcd,
+            bytes,
+            gate,
+            count_register,
+            load_at,
+            programmed,
+            null_count,
+            counting,
+            written_low,
+            read_high_next,
+            latched_count,
+            latched_status,
+        } = self;
+        ChannelState {
+            mode,
+            bcd,
+            bytes,
+            gate,
+            count_register,
+            load_at,
+            programmed,
+            null_count,
+            counting,
+            written_low,
+            read_high_next,
+            latched_count,
+            latched_status,
+        }
     }
 
     /// The counter from a saved state, which may be anything.
-    pub(super) fn restored(state: &Self) -> Self {
-        let mut channel = state.clone();
+    pub(super) fn restored(state: &ChannelState) -> Self {
+        let &ChannelState {
+            mode,
+            bcd,
+            bytes,
+            gate,
+            count_register,
+            load_at,
+            programmed,
+            null_count,
+            counting,
+            written_low,
+            read_high_next,
+            latched_count,
+            latched_status,
+        } = state;
+        let mut channel = Self {
+            mode,
+            bcd,
+            bytes,
+            gate,
+            count_register,
+            load_at,
+            programmed,
+            null_count,
+            counting,
+            written_low,
+            read_high_next,
+            latched_count,
+            latched_status,
+        };
         let modulus = channel.modulus();
         match &mut channel.counting {
             Counting::Idle { .. } => {}

@@ -3,8 +3,9 @@
 //! Intel 8254 data sheet, 231164-005 (1993); Intel ICH9 data sheet, 316972-004, 5.7, 13.3 and 13.7.1.
 //!
 //! Counter 0 drives the interrupt line. Only its rising edges matter to anybody (the input of the 8259A and of the IOAPIC is
-//! edge-triggered, and the 8259A wants it high until the acknowledge), so in the periodic modes the line falls only right before it
-//! rises again: half the deadlines, and a guest that is slow to look finds its interrupt. What the guest reads of OUT is exact.
+//! edge-triggered, and the 8259A wants it high until the acknowledge), so in the periodic modes the line falls only right
+//! before it rises again: half the deadlines, and a guest that is slow to look finds its interrupt. What the guest reads of
+//! OUT is exact.
 
 mod channel;
 mod spec;
@@ -16,13 +17,14 @@ use crate::{
     ports::{read_bytes, write_bytes},
     ticks::TickClock,
 };
-pub use channel::{Bytes, Channel, Counting, Mode};
+use channel::Channel;
+pub use channel::{Bytes, ChannelState, Counting, Mode};
 use serde::{Deserialize, Serialize};
 use spec::{CLOCK_HZ, Port61, REFRESH_TICKS, control, read_back};
 use x86defs::{Time, Width};
 
-/// Where the counters' four ports (0x40 to 0x43) and port 0x61 are in the [`PortDevice`]'s offsets. They are not adjacent on the
-/// bus, so whoever maps them adds these.
+/// Where the counters' four ports (0x40 to 0x43) and port 0x61 are in the [`PortDevice`]'s offsets. They are not adjacent on
+/// the bus, so whoever maps them adds these.
 pub const COUNTERS_OFFSET: u16 = 0;
 pub const PORT_61_OFFSET: u16 = 4;
 const CONTROL_OFFSET: u16 = 3;
@@ -43,7 +45,7 @@ pub struct Pit {
 /// What a [`Pit`] saves. Pulses are counted from [`Time`] 0.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PitState {
-    pub channels: [Channel; 3],
+    pub channels: [ChannelState; 3],
     pub port_61: u8,
     pub handled: u64,
     pub missed: u64,
@@ -188,7 +190,13 @@ impl Pit {
     #[must_use]
     pub fn save(&self) -> PitState {
         let Self { channels, port_61, line, clock: _, handled, missed, deadline: _ } = self;
-        PitState { channels: channels.clone(), port_61: port_61.bits(), handled: *handled, missed: *missed, line: line.level() }
+        PitState {
+            channels: channels.each_ref().map(Channel::save),
+            port_61: port_61.bits(),
+            handled: *handled,
+            missed: *missed,
+            line: line.level(),
+        }
     }
 
     pub fn restore(&mut self, state: &PitState) {

@@ -567,7 +567,7 @@ proptest! {
         let mut state = pit.save();
         state.handled = handled;
         for (i, channel) in state.channels.iter_mut().enumerate() {
-            channel.set_counting(if i == 1 { Counting::Paused { count, elapsed } } else { Counting::Running { count, since } });
+            channel.counting = if i == 1 { Counting::Paused { count, elapsed } } else { Counting::Running { count, since } };
         }
         pit.restore(&state);
         let mut now = Time(0);

@@ -3,8 +3,8 @@
 //! Motorola MC146818 data sheet (ADI-856-R1); Intel ICH9 data sheet, 316972-004, 5.11 and 13.6.
 //!
 //! The bytes are the state: updates read, advance and write them in the format that register B sets, as the chip does. Between
-//! two accesses nothing is stepped; seconds that have passed are added at once. Daylight-saving changes (DSE) and the square-wave pin
-//! are not there: their bits are only kept.
+//! two accesses nothing is stepped; seconds that have passed are added at once. Daylight-saving changes (DSE) and the
+//! square-wave pin are not there: their bits are only kept.
 
 mod calendar;
 mod spec;

@@ -80,7 +80,8 @@ pub const UIP_NS: u64 = 244_000 + 1_984_000;
 /// Crystal frequency.
 pub const CRYSTAL_HZ: u64 = 32_768;
 
-/// Where the PC's firmware keeps what it found (IBM PC/AT Technical Reference, "CMOS RAM"; the ranges above 0x32 are the clones').
+/// Where the PC's firmware keeps what it found (IBM PC/AT Technical Reference, "CMOS RAM"; the ranges above 0x32 are the
+/// clones').
 pub mod cmos {
     pub const EQUIPMENT: usize = 0x14;
     /// An 80x87 and a pointing device.

@@ -165,8 +165,9 @@ impl Uart {
         taken
     }
 
-    /// Whether [`Uart::receive`] makes sense now: there is room, and the guest has opened the port, as it shows by enabling the receiver's
-    /// interrupt, asserting RTS, or having read a character. Before that, input is better kept back than thrown away.
+    /// Whether [`Uart::receive`] makes sense now: there is room, and the guest has opened the port, as it shows by enabling
+    /// the receiver's interrupt, asserting RTS, or having read a character. Before that, input is better kept back than
+    /// thrown away.
     #[must_use]
     pub fn wants_input(&self) -> bool {
         let is_open = self.ier.contains(Ier::RDA) || self.mcr.contains(Mcr::RTS) || self.receiver_used;

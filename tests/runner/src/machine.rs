@@ -167,6 +167,8 @@ impl Spec {
         writeln!(config, "display_library: rfb, options=\"timeout=0\"")?;
         writeln!(config, "romimage: file=/usr/share/bochs/BIOS-bochs-latest, options=fastboot")?;
         writeln!(config, "vgaromimage: file=/usr/share/vgabios/vgabios.bin")?;
+        // With VESA modes on offer, GRUB crashes here as soon as a kernel's header asks for a framebuffer.
+        writeln!(config, "vga: extension=none")?;
         writeln!(config, "memory: guest={0}, host={0}", self.memory.mib())?;
         let model = match self.vendor {
             Vendor::Amd => "ryzen",

@@ -37,7 +37,7 @@ fn every_post_is_served_once() {
         state ^= state << 13;
         state ^= state >> 17;
         state ^= state << 5;
-        if state % 7 == 0 {
+        if state.is_multiple_of(7) {
             // Raise and lower the priority, so that interrupts are held back and must come back by themselves.
             apic.set_tpr((state >> 8) as u8);
             let _ = apic.pending();
@@ -54,7 +54,7 @@ fn every_post_is_served_once() {
         } else if depth == 0 {
             thread::yield_now();
         }
-        if depth != 0 && state % 3 != 0 {
+        if depth != 0 && !state.is_multiple_of(3) {
             apic.msr_write(NOW, 0x80b, 0).unwrap();
             depth -= 1;
         }
