@@ -1,6 +1,6 @@
 use super::super::frames::FrameMap;
 use super::*;
-use proptest::prelude::{Strategy, any, prop_oneof, proptest};
+use proptest::prelude::{any, prop_oneof, proptest};
 use std::{boxed::Box, sync::Arc, sync::Mutex, vec, vec::Vec};
 use x86defs::GuestMemoryExt;
 
