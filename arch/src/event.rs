@@ -362,7 +362,8 @@ mod tests {
 
     #[test]
     fn software_events_are_executed_again() {
-        for (info, kept) in [(0x8000_0480, false), (0x8000_0303, false), (0x8000_0603, false), (0x8000_0302, true), (0x8000_0030, true)]
+        for (info, kept) in
+            [(0x8000_0480, false), (0x8000_0303, false), (0x8000_0603, false), (0x8000_0302, true), (0x8000_0030, true)]
         {
             let mut arbiter = Arbiter::new();
             arbiter.interrupted(Event::from_hardware(info, 0), SoftwareEvents::Execute);

@@ -30,14 +30,7 @@ pub struct Question {
 
 impl Default for Question {
     fn default() -> Self {
-        Self {
-            next_rip: 0,
-            width: Width::Byte,
-            control: ControlRegister::Cr0,
-            gpr: Gpr::Rax,
-            long: false,
-            ss_loaded: false,
-        }
+        Self { next_rip: 0, width: Width::Byte, control: ControlRegister::Cr0, gpr: Gpr::Rax, long: false, ss_loaded: false }
     }
 }
 

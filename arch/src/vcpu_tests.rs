@@ -64,11 +64,9 @@ fn after(resume: Resume, set_up: impl FnOnce(&mut Fake)) -> Fake {
 
 #[test]
 fn in_merges_by_width() {
-    for (width, expected) in [
-        (Width::Byte, 0xffff_ffff_ffff_ff78),
-        (Width::Word, 0xffff_ffff_ffff_5678),
-        (Width::Dword, 0x0000_0000_1234_5678),
-    ] {
+    for (width, expected) in
+        [(Width::Byte, 0xffff_ffff_ffff_ff78), (Width::Word, 0xffff_ffff_ffff_5678), (Width::Dword, 0x0000_0000_1234_5678)]
+    {
         let fake = after(Resume::PortRead(0x1234_5678), |f| f.question.width = width);
         assert_eq!((fake.gprs[Gpr::Rax], fake.rip, fake.shadow), (expected, 0x1002, false), "{width:?}");
     }

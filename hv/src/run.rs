@@ -301,3 +301,7 @@ fn refuse(guest: &str, errors: &[ConfigError]) {
 pub(crate) fn ready<P: Platform>(vcpu: &VirtCpu<P>) -> bool {
     vcpu.activity == Activity::Running || vcpu.wakes()
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

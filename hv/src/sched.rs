@@ -1,6 +1,9 @@
 //! Who gets the CPU: round robin over the vCPUs that are ready, with a fixed slice.
 
-use crate::{run::ready, vcpu::{Activity, VirtCpu}};
+use crate::{
+    run::ready,
+    vcpu::{Activity, VirtCpu},
+};
 use alloc::collections::VecDeque;
 use x86defs::{Platform, Vcpu};
 

@@ -4,7 +4,7 @@ use alloc::{collections::VecDeque, sync::Arc, vec, vec::Vec};
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
 use x86defs::{
-    Cr0, Cr4, CpuidResult, CreateError, Efer, Exception, Exit, Gpa, Gprs, GuestMemory, OutsideRam, Platform, RamRange, Resume,
+    CpuidResult, Cr0, Cr4, CreateError, Efer, Exception, Exit, Gpa, Gprs, GuestMemory, OutsideRam, Platform, RamRange, Resume,
     Rflags, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuConfig, VcpuState, Width, paging::PagingContext,
 };
 
@@ -332,4 +332,3 @@ pub fn flat_protected_mode(vcpu: &mut FakeVcpu, rip: u64) {
     }
     s.rip = rip;
 }
-

@@ -110,9 +110,7 @@ impl<P: Platform> Vm<P> {
         tables.write_to(&*memory).map_err(|outside| load(outside.into()))?;
         let request = LoadRequest {
             kernel: blueprint.kernel,
-            ramdisk: blueprint
-                .ramdisk
-                .map(|data| Ramdisk { name: config.ramdisk.as_deref().unwrap_or_default(), data }),
+            ramdisk: blueprint.ramdisk.map(|data| Ramdisk { name: config.ramdisk.as_deref().unwrap_or_default(), data }),
             cmdline: &config.cmdline,
             rsdp: tables.rsdp,
         };
@@ -149,8 +147,7 @@ impl<P: Platform> Vm<P> {
         let mut vcpus = Vec::new();
         for (n, apic) in (0..config.vcpus).zip(apics) {
             let cpuid = Box::new(CpuidPolicy::new(platform, n, config.vcpus, &xcr0));
-            let hw_config =
-                VcpuConfig { id: n, cr4_allowed: cpuid.cr4_allowed(), intercept_rdtsc: false, apic_page: None };
+            let hw_config = VcpuConfig { id: n, cr4_allowed: cpuid.cr4_allowed(), intercept_rdtsc: false, apic_page: None };
             let mut hw = platform.create_vcpu(&memory, &hw_config).map_err(create)?;
             if n == 0 {
                 hw.set_state(&entry);
@@ -197,9 +194,7 @@ impl<P: Platform> Vm<P> {
     /// Passes the serial port's output on to the console, as far as that has room.
     pub fn pump_output(&self, platform: &P) {
         let shown = self.blueprint.config.serial == Serial::Pty;
-        self.board.drain_serial(|byte| {
-            !shown || self.console.write(platform, self.id, self.name(), &self.output, byte)
-        });
+        self.board.drain_serial(|byte| !shown || self.console.write(platform, self.id, self.name(), &self.output, byte));
     }
 
     /// True if the console had no room for some of the output.
@@ -237,4 +232,3 @@ impl<P: Platform> Drop for Vm<P> {
         log::debug!("guest {}: freed {} MiB", self.name(), self.memory.size() >> 20);
     }
 }
-

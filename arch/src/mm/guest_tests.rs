@@ -209,9 +209,15 @@ fn entry_bits() {
     for memory_type in [WriteBack, WriteThrough, WriteCombining, Uncached] {
         for size in [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G] {
             let npt = NptFormat::leaf(Hpa(G1), size, rwx, memory_type);
-            assert_eq!((NptFormat::frame(npt, size), NptFormat::memory_type(npt, size), NptFormat::rights(npt)), (Hpa(G1), memory_type, rwx));
+            assert_eq!(
+                (NptFormat::frame(npt, size), NptFormat::memory_type(npt, size), NptFormat::rights(npt)),
+                (Hpa(G1), memory_type, rwx)
+            );
             let ept = EptFormat::leaf(Hpa(G1), size, rwx, memory_type);
-            assert_eq!((EptFormat::frame(ept, size), EptFormat::memory_type(ept, size), EptFormat::rights(ept)), (Hpa(G1), memory_type, rwx));
+            assert_eq!(
+                (EptFormat::frame(ept, size), EptFormat::memory_type(ept, size), EptFormat::rights(ept)),
+                (Hpa(G1), memory_type, rwx)
+            );
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{
     vmcb::{Save, exit_code},
 };
 use crate::{mm::guest::GuestRam, vcpu};
-use x86defs::{Access, Cr0, Efer, GuestMemory, Gpr, Gva, Rflags, paging, paging::PagingContext};
+use x86defs::{Access, Cr0, Efer, Gpr, GuestMemory, Gva, Rflags, paging, paging::PagingContext};
 
 /// A power of two.
 const ENTRIES: usize = 16;

@@ -81,28 +81,8 @@ impl SvmVcpu {
     }
 
     pub(super) fn write_state(&mut self, state: &VcpuState) {
-        let VcpuState {
-            gprs,
-            rip,
-            rflags,
-            cs,
-            ds,
-            es,
-            fs,
-            gs,
-            ss,
-            ldtr,
-            tr,
-            gdtr,
-            idtr,
-            cr0,
-            cr2,
-            cr3,
-            cr4,
-            efer,
-            dr6,
-            dr7,
-        } = state;
+        let VcpuState { gprs, rip, rflags, cs, ds, es, fs, gs, ss, ldtr, tr, gdtr, idtr, cr0, cr2, cr3, cr4, efer, dr6, dr7 } =
+            state;
         self.frame.gprs = *gprs;
         for (register, segment) in [
             (SegmentRegister::Cs, cs),

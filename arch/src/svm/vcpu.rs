@@ -11,8 +11,7 @@ use super::{
     vmcb::{INTERRUPT_SHADOW, NP_ENABLE, Vmcb, VmcbPage, clean, exit_code, intercept1, intercept2, tlb_control, vintr},
 };
 use crate::{
-    apic,
-    cpu,
+    apic, cpu,
     event::{Arbiter, SoftwareEvents},
     mm::guest::GuestRam,
     vcpu::{LazyState, Question, Registers, Shadow, complete},

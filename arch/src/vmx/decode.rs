@@ -43,8 +43,14 @@ pub fn decode<F: Fields>(raw: u32, f: &mut F) -> Exit {
             f.serve(reason::EXTERNAL_INTERRUPT);
             Exit::HostInterrupt
         }
-        reason::INTERRUPT_WINDOW => Exit::InterruptWindow,
-        reason::NMI_WINDOW => Exit::NmiWindow,
+        reason::INTERRUPT_WINDOW => {
+            f.serve(reason::INTERRUPT_WINDOW);
+            Exit::InterruptWindow
+        }
+        reason::NMI_WINDOW => {
+            f.serve(reason::NMI_WINDOW);
+            Exit::NmiWindow
+        }
         reason::HLT => Exit::Hlt,
         reason::PAUSE => Exit::Pause,
         reason::VMCALL => Exit::Hypercall,
@@ -356,7 +362,7 @@ mod tests {
         for (raw, fields, exit) in table {
             let mut fake = Fake::new(fields);
             assert_eq!(decode(*raw, &mut fake), *exit, "reason {raw:#x}, {fields:x?}");
-            assert_eq!(fake.served.is_some(), matches!(raw, 0 | 1 | 44 | 48 | 49 | 0x8000_0029), "reason {raw:#x}");
+            assert_eq!(fake.served.is_some(), matches!(raw, 0 | 1 | 7 | 8 | 44 | 48 | 49 | 0x8000_0029), "reason {raw:#x}");
             assert_eq!(fake.control.is_some(), *raw == 28);
             assert_eq!(fake.width, if let PortRead { width, .. } = exit { Some(*width) } else { None });
             let mut reads = fake.reads.into_inner();

@@ -461,6 +461,9 @@ impl VmxVcpu {
                 let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO) as u32;
                 cpu::dispatch(interruption::vector(info));
             }
+            // A window opens once for each request; otherwise one that nobody closes would end every entry at once.
+            reason::INTERRUPT_WINDOW => self.set_primary(PrimaryControls::INTERRUPT_WINDOW_EXITING, false),
+            reason::NMI_WINDOW => self.set_primary(PrimaryControls::NMI_WINDOW_EXITING, false),
             reason::ENTRY_MACHINE_CHECK => machine_check(),
             reason::EXCEPTION_OR_NMI => {
                 let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO) as u32;

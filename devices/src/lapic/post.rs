@@ -1,7 +1,7 @@
 //! What reaches a local APIC from outside: messages, its two pins, and its own errors. Callable from any CPU.
 
 use super::{
-    LocalApic, flag,
+    LocalApic, flag, interleave,
     page::place,
     spec::{FIRST_LEGAL_VECTOR, esr, lvt, reg},
 };
@@ -47,6 +47,7 @@ impl LocalApic {
         if self.page.vectors(reg::IRR, index).fetch_or(bit, AcqRel) & bit != 0 {
             return Posted::Merged;
         }
+        interleave::point();
         self.state.fetch_or(1 << index | flag::IRR, AcqRel);
         Posted::New
     }

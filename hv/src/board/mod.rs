@@ -290,7 +290,8 @@ impl Board {
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
         let apics = self.router.apics().iter().filter_map(|apic| apic.deadline());
-        let devices = [self.pit.lock().deadline(), self.rtc.lock().deadline(), self.uart.lock().deadline(), self.pm.lock().deadline()];
+        let devices =
+            [self.pit.lock().deadline(), self.rtc.lock().deadline(), self.uart.lock().deadline(), self.pm.lock().deadline()];
         apics.chain(devices.into_iter().flatten()).min()
     }
 

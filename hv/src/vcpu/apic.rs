@@ -9,9 +9,7 @@ impl<P: Platform> VirtCpu<P> {
     #[inline]
     pub(super) fn msr_read(&mut self, cx: &Context<'_, P>, index: u32) -> Resume {
         let value = match index {
-            index if X2APIC.contains(&index) => {
-                self.apic.msr_read(cx.clock.now(cx.platform), index).map_err(|_| super::Gp)
-            }
+            index if X2APIC.contains(&index) => self.apic.msr_read(cx.clock.now(cx.platform), index).map_err(|_| super::Gp),
             msr::IA32_APIC_BASE => Ok(self.apic.base_msr()),
             msr::IA32_TSC_DEADLINE => Ok(self.apic.tsc_deadline()),
             pvclock::WALL_CLOCK | pvclock::SYSTEM_TIME => Ok(self.pvclock.read(index)),

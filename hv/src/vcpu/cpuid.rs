@@ -220,8 +220,7 @@ impl CpuidPolicy {
         }
         policy.fill_xsave(&host, host_basic, xcr0);
         // 15H: TSC = crystal x EBX / EAX; the crystal is the LAPIC timer's input clock.
-        policy.basic[0x15] =
-            CpuidResult { eax: (APIC_BUS_HZ / 1000) as u32, ebx: tsc_khz, ecx: APIC_BUS_HZ as u32, edx: 0 };
+        policy.basic[0x15] = CpuidResult { eax: (APIC_BUS_HZ / 1000) as u32, ebx: tsc_khz, ecx: APIC_BUS_HZ as u32, edx: 0 };
         policy.basic[0x16] =
             CpuidResult { eax: tsc_khz / 1000, ebx: tsc_khz / 1000, ecx: (APIC_BUS_HZ / 1_000_000) as u32, edx: 0 };
 
@@ -275,8 +274,7 @@ impl CpuidPolicy {
                 size = size.max(component.eax.saturating_add(component.ebx));
             }
         }
-        self.xsave[0] =
-            CpuidResult { eax: xcr0.allowed as u32, ebx: 576, ecx: size, edx: (xcr0.allowed >> 32) as u32 };
+        self.xsave[0] = CpuidResult { eax: xcr0.allowed as u32, ebx: 576, ecx: size, edx: (xcr0.allowed >> 32) as u32 };
         // XSAVEOPT, XSAVEC and XGETBV(1); no XSAVES.
         self.xsave[1] = CpuidResult { eax: host(0xd, 1).eax & 7, ..CpuidResult::default() };
     }
@@ -436,21 +434,14 @@ impl CpuidPolicy {
     /// Hypervisor leaves, and those out of range.
     fn special(&self, leaf: u32, context: CpuidContext) -> CpuidResult {
         match leaf {
-            0x4000_0000 => CpuidResult {
-                eax: MAX_HYPERVISOR,
-                ebx: SIGNATURE_KVM[0],
-                ecx: SIGNATURE_KVM[1],
-                edx: SIGNATURE_KVM[2],
-            },
-            0x4000_0001 => CpuidResult { eax: KVM_FEATURES, ..CpuidResult::default() },
-            MAX_HYPERVISOR => {
-                CpuidResult { eax: self.tsc_khz, ebx: (APIC_BUS_HZ / 1000) as u32, ..CpuidResult::default() }
+            0x4000_0000 => {
+                CpuidResult { eax: MAX_HYPERVISOR, ebx: SIGNATURE_KVM[0], ecx: SIGNATURE_KVM[1], edx: SIGNATURE_KVM[2] }
             }
+            0x4000_0001 => CpuidResult { eax: KVM_FEATURES, ..CpuidResult::default() },
+            MAX_HYPERVISOR => CpuidResult { eax: self.tsc_khz, ebx: (APIC_BUS_HZ / 1000) as u32, ..CpuidResult::default() },
             0x4000_0002..MAX_HYPERVISOR => CpuidResult::default(),
             // "BulkheadHV" and the version of this interface.
-            BULKHEAD_BASE => {
-                CpuidResult { eax: BULKHEAD_BASE + 1, ebx: 0x6b6c_7542, ecx: 0x6461_6568, edx: 0x0000_5648 }
-            }
+            BULKHEAD_BASE => CpuidResult { eax: BULKHEAD_BASE + 1, ebx: 0x6b6c_7542, ecx: 0x6461_6568, edx: 0x0000_5648 },
             0x4000_0101 => CpuidResult { eax: 1, ..CpuidResult::default() },
             0x4000_0000..=0x4fff_ffff => CpuidResult::default(),
             // Intel answers an out-of-range leaf with the data of the highest basic leaf, AMD with zeroes.

@@ -4,8 +4,8 @@ use crate::vm::Vm;
 use alloc::sync::Arc;
 use emul::{Cpu, Privilege, Stop};
 use x86defs::{
-    Access, DescriptorTable, Gpa, Gprs, GuestMemory, GuestMemoryExt, Gva, OutsideRam, Platform, Segment, SegmentRegister,
-    Time, Vcpu, Width,
+    Access, DescriptorTable, Gpa, Gprs, GuestMemory, GuestMemoryExt, Gva, OutsideRam, Platform, Segment, SegmentRegister, Time,
+    Vcpu, Width,
     paging::{self, TranslateError},
 };
 
@@ -163,4 +163,3 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
         self.hw.set_ymm(index, value);
     }
 }
-

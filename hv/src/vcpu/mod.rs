@@ -1,8 +1,8 @@
 //! A virtual CPU as the hypervisor runs it: the vendor's [`x86defs::Vcpu`], its local APIC, its policies, and the run loop with one
 //! handler file per kind of exit.
 
-pub mod control;
 mod apic;
+pub mod control;
 mod cpuid;
 mod emulate;
 mod mmio;
@@ -44,13 +44,19 @@ pub enum Activity {
 pub enum CrashReason {
     TripleFault,
     /// An instruction on device memory that the emulator does not know.
-    Unemulated { rip: u64, bytes: emul::InstructionBytes },
+    Unemulated {
+        rip: u64,
+        bytes: emul::InstructionBytes,
+    },
     Emulation(EmulationError),
     EntryFailed(EntryFailure),
     /// The guest executes at a guest-physical address that is not RAM.
     ExecuteOutsideRam(Gpa),
     TaskSwitch,
-    UnknownExit { code: u64, info: u64 },
+    UnknownExit {
+        code: u64,
+        info: u64,
+    },
 }
 
 impl fmt::Display for CrashReason {
@@ -169,16 +175,9 @@ impl<P: Platform> VirtCpu<P> {
             )?;
         }
         writeln!(out, "CR0 {:08x} CR2 {:016x} CR3 {:016x} CR4 {:08x} EFER {:x}", s.cr0, s.cr2, s.cr3, s.cr4, s.efer)?;
-        for (label, seg) in [
-            ("CS", s.cs),
-            ("SS", s.ss),
-            ("DS", s.ds),
-            ("ES", s.es),
-            ("FS", s.fs),
-            ("GS", s.gs),
-            ("LDTR", s.ldtr),
-            ("TR", s.tr),
-        ] {
+        for (label, seg) in
+            [("CS", s.cs), ("SS", s.ss), ("DS", s.ds), ("ES", s.es), ("FS", s.fs), ("GS", s.gs), ("LDTR", s.ldtr), ("TR", s.tr)]
+        {
             writeln!(
                 out,
                 "{label:<4} {:04x} base {:016x} limit {:08x} attributes {:04x}",

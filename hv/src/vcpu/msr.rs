@@ -121,14 +121,7 @@ impl MsrState {
     }
 
     /// WRMSR of any MSR but the LAPIC's.
-    pub fn write<V: Vcpu>(
-        &mut self,
-        vcpu: &mut V,
-        cpuid: &CpuidPolicy,
-        host_tsc: u64,
-        index: u32,
-        value: u64,
-    ) -> Result<(), Gp> {
+    pub fn write<V: Vcpu>(&mut self, vcpu: &mut V, cpuid: &CpuidPolicy, host_tsc: u64, index: u32, value: u64) -> Result<(), Gp> {
         match index {
             msr::IA32_EFER => {
                 let now = control_state(vcpu);

@@ -2,7 +2,7 @@
 
 use crate::rt::{
     BootInfo, apic, catch, cpu,
-    cpu::{read32, rdtsc},
+    cpu::{rdtsc, read32},
     cpuid, inb, interrupts, on_interrupt, outb, println, rdmsr, wrmsr,
 };
 

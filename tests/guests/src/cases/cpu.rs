@@ -1,6 +1,8 @@
 //! The CPU as a guest sees it.
 
-use crate::rt::{BootInfo, boot, catch, catch_msr_read, catch_msr_write, check, check_eq, cpu, cpuid, interrupts::Caught, rdmsr, rdtsc, wrmsr};
+use crate::rt::{
+    BootInfo, boot, catch, catch_msr_read, catch_msr_write, check, check_eq, cpu, cpuid, interrupts::Caught, rdmsr, rdtsc, wrmsr,
+};
 use core::arch::asm;
 
 /// CPUID shows a consistent, filtered CPU (Intel SDM vol. 2A "CPUID"): the hypervisor bit and leaf, no VMX or SVM, a topology of one CPU,
@@ -31,7 +33,6 @@ pub fn cpuid_policy(boot: &BootInfo) {
     check_eq!(cpuid(0xb, 1)[1], 1, "one logical processor");
     check!(rdmsr(0x1b) & 1 << 8 != 0, "this is the boot processor");
 }
-
 
 fn is_gp<T>(result: Result<T, Caught>) -> bool {
     matches!(result, Err(Caught { vector: 13, error: 0, .. }))

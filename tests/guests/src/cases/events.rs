@@ -75,10 +75,22 @@ pub fn exceptions(_: &BootInfo) {
     check_eq!(caught(&|| unsafe { asm!("int 0x70") }), None, "INT n goes to its handler");
     check_eq!(interrupts::count(0x70), 1, "INT n");
     // Instructions that exit and that this CPU does not have.
-    check_eq!(caught(&|| unsafe { asm!("xor eax, eax", "xor ecx, ecx", "xor edx, edx", "monitor", out("eax") _, out("ecx") _, out("edx") _) }), Some((6, 0)), "MONITOR");
+    check_eq!(
+        caught(&|| unsafe {
+            asm!("xor eax, eax", "xor ecx, ecx", "xor edx, edx", "monitor", out("eax") _, out("ecx") _, out("edx") _)
+        }),
+        Some((6, 0)),
+        "MONITOR"
+    );
     check_eq!(caught(&|| unsafe { asm!(".byte 0x0f, 0x01, 0xc2") }), Some((6, 0)), "VMLAUNCH");
     check_eq!(caught(&|| unsafe { asm!(".byte 0x0f, 0x01, 0xd8", in("rax") 0) }), Some((6, 0)), "VMRUN");
-    check_eq!(caught(&|| { cpu::rdmsr(0x3a); }), Some((13, 0)), "RDMSR");
+    check_eq!(
+        caught(&|| {
+            cpu::rdmsr(0x3a);
+        }),
+        Some((13, 0)),
+        "RDMSR"
+    );
     check_eq!(catch(|| unsafe { asm!("ud2") }).map(|c| c.rip & 0xffff_ffff_0000_0000), Some(0), "RIP at the instruction");
 }
 
@@ -92,7 +104,9 @@ pub fn exception_during_exit(_: &BootInfo) {
         // The write that exits makes the interrupt pending.
         apic::write(apic::reg::ICR_LOW, 0x4_4000 | u32::from(VECTOR));
         if round % 2 == 0 {
-            let caught = catch(|| { cpu::rdmsr(0x480); });
+            let caught = catch(|| {
+                cpu::rdmsr(0x480);
+            });
             check_eq!(caught.map(|c| c.vector), Some(13), "#GP in round {round}");
         } else {
             cpuid(0, 0);
@@ -106,7 +120,10 @@ pub fn exception_during_exit(_: &BootInfo) {
     for round in 0..200u32 {
         arm_one_shot(1 + round % 37);
         cpu::sti();
-        let done = time::wait_for(1_000_000, || { inb(0x61); interrupts::count(VECTOR) > fired });
+        let done = time::wait_for(1_000_000, || {
+            inb(0x61);
+            interrupts::count(VECTOR) > fired
+        });
         cpu::cli();
         check!(done, "timer interrupt {round} came");
         fired += 1;
@@ -171,7 +188,11 @@ pub fn nmi(_: &BootInfo) {
     cpu::cli();
     apic::write(apic::reg::ICR_LOW, 0x4_4400);
     cpuid(0, 0);
-    check!(time::wait_for(1_000_000, || NMI_SEEN.load(Ordering::SeqCst) == 2), "both NMIs came: {}", NMI_SEEN.load(Ordering::SeqCst));
+    check!(
+        time::wait_for(1_000_000, || NMI_SEEN.load(Ordering::SeqCst) == 2),
+        "both NMIs came: {}",
+        NMI_SEEN.load(Ordering::SeqCst)
+    );
     // HLT with interrupts off is ended by an NMI: from the PIT through the IOAPIC, as a watchdog does.
     on_interrupt(2, |_| {
         NMI_SEEN.fetch_add(1, Ordering::SeqCst);
@@ -195,7 +216,9 @@ pub fn page_fault(_: &BootInfo) {
     let entry = read64(slot);
     write64(slot, 0);
     flush(0x3fe0_0000);
-    let caught = catch(|| { read32(0x3fe0_1234); });
+    let caught = catch(|| {
+        read32(0x3fe0_1234);
+    });
     check_eq!(caught.map(|c| (c.vector, c.error)), Some((14, 0)), "read of a page that is not present");
     check_eq!(read_cr2(), 0x3fe0_1234, "CR2");
     let caught = catch(|| cpu::write32(0x3fe0_1238, 1));

@@ -27,7 +27,9 @@ pub fn port_widths(_: &BootInfo) {
     // Immediate port forms.
     let (before, after): (u8, u8);
     // SAFETY: the PIC's mask register is restored.
-    unsafe { asm!("in al, 0x21", "mov {b}, al", "mov al, 0x5a", "out 0x21, al", "in al, 0x21", "mov {a}, al", "mov al, {b}", "out 0x21, al", b = out(reg_byte) before, a = out(reg_byte) after, out("al") _) };
+    unsafe {
+        asm!("in al, 0x21", "mov {b}, al", "mov al, 0x5a", "out 0x21, al", "in al, 0x21", "mov {a}, al", "mov al, {b}", "out 0x21, al", b = out(reg_byte) before, a = out(reg_byte) after, out("al") _)
+    };
     check_eq!(after, 0x5a, "immediate port forms; mask was {before:#x}");
 }
 
@@ -63,7 +65,9 @@ pub fn string_io(_: &BootInfo) {
     let mut words = [0u32; 3];
     outl(0xcf8, 0x8000_0000);
     // SAFETY: backwards from the last element; DF is restored.
-    unsafe { asm!("std", "rep insd", "cld", in("dx") 0xcfcu16, inout("rdi") words.as_mut_ptr().wrapping_add(2) => _, inout("rcx") 2u64 => _) };
+    unsafe {
+        asm!("std", "rep insd", "cld", in("dx") 0xcfcu16, inout("rdi") words.as_mut_ptr().wrapping_add(2) => _, inout("rcx") 2u64 => _)
+    };
     check_eq!(words[0], 0, "not touched");
     check_eq!([words[1] & 0xffff, words[2] & 0xffff], [0x8086; 2], "REP INSD backwards");
     // RCX = 0 does nothing.

@@ -1,7 +1,8 @@
 //! Interrupt delivery through the 8259, the IOAPIC and the local APIC.
 
 use crate::rt::{
-    BootInfo, apic, catch_msr_read, catch_msr_write, check, check_eq, cpu, inb, interrupts, on_interrupt, outb, pic, rdmsr, time, wrmsr,
+    BootInfo, apic, catch_msr_read, catch_msr_write, check, check_eq, cpu, inb, interrupts, on_interrupt, outb, pic, rdmsr, time,
+    wrmsr,
 };
 use core::sync::atomic::{AtomicU32, Ordering};
 

@@ -1,0 +1,117 @@
+//! Guests from start to end on a scripted machine: refusals, restarts, several at once.
+
+use super::{BootInfo, Host, Module};
+use crate::{options::Options, testing::FakePlatform};
+use alloc::{boxed::Box, format, string::String, vec::Vec};
+use x86defs::{Exit, Width};
+
+const POWER_OFF: Exit = Exit::PortWrite { port: 0x604, width: Width::Word, value: 7 << 10 | 1 << 13 };
+const RESET: Exit = Exit::PortWrite { port: 0xcf9, width: Width::Byte, value: 6 };
+
+fn module(name: &str, data: Vec<u8>) -> Module {
+    Module { name: String::from(name).leak(), args: "", data: data.leak() }
+}
+
+fn config(name: &str, more: &str) -> Module {
+    let text = format!("name = \"{name}\"\nmemory = 2\nkernel = \"k\"\n{more}");
+    module(&format!("{name}.cfg"), text.into_bytes())
+}
+
+/// A multiboot1 image by the a.out kludge.
+fn kernel() -> Module {
+    let words: [u32; 8] =
+        [0x1bad_b002, 0x1_0000, 0u32.wrapping_sub(0x1bad_b002 + 0x1_0000), 0x10_0000, 0x10_0000, 0x10_1000, 0x10_2000, 0x10_0020];
+    let mut image: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    image.resize(0x1000, 0x90);
+    module("k", image)
+}
+
+fn host(options: &str, modules: Vec<Module>, scripts: &[&[Exit]]) -> Host<FakePlatform> {
+    let platform: &'static FakePlatform = Box::leak(Box::new(FakePlatform::new()));
+    platform.scripts.lock().unwrap().extend(scripts.iter().map(|s| s.to_vec()));
+    let (options, problems) = Options::parse(options);
+    assert_eq!(problems.len(), 0);
+    let boot = BootInfo { options, modules: Vec::leak(modules), version: "test" };
+    let mut host = Host::new(platform, &boot);
+    host.read_configs();
+    host.start_next();
+    host
+}
+
+fn names(host: &Host<FakePlatform>) -> Vec<&str> {
+    host.vms().iter().map(|vm| vm.name()).collect()
+}
+
+#[test]
+fn bad_configurations_are_refused_and_the_others_start() {
+    let modules = alloc::vec![
+        kernel(),
+        config("good", ""),
+        config("unknown", "flavour = 1\n"),
+        module("absent.cfg", b"name = \"absent\"\nmemory = 2\nkernel = \"nothing\"\n".to_vec()),
+        module("binary.cfg", alloc::vec![0xff, 0xfe]),
+        config("good", ""),
+        config("taken", "isa_debug_exit = 0x3f8\n"),
+    ];
+    let host = host("", modules, &[]);
+    assert_eq!(names(&host), ["good"]);
+}
+
+#[test]
+fn a_reset_restarts_and_a_power_off_ends() {
+    let modules = alloc::vec![kernel(), config("g", "on_reboot = \"restart\"\n")];
+    let mut host = host("", modules, &[&[RESET], &[POWER_OFF]]);
+    let first = host.vms()[0].id;
+    host.turn();
+    assert_eq!(names(&host), ["g"]);
+    assert_ne!(host.vms()[0].id, first, "a new guest from the same configuration");
+    assert!(!host.finished());
+    host.turn();
+    assert_eq!(names(&host), [""; 0]);
+    assert!(host.finished());
+    assert!(!host.finished(), "said once");
+}
+
+#[test]
+fn a_crash_leaves_the_other_guest_running() {
+    let modules = alloc::vec![kernel(), config("bad", "on_crash = \"destroy\"\n"), config("good", "")];
+    let mut host = host("", modules, &[&[Exit::TripleFault], &[Exit::HostInterrupt, Exit::HostInterrupt, POWER_OFF]]);
+    assert_eq!(names(&host), ["bad", "good"]);
+    host.turn();
+    assert_eq!(names(&host), ["good"]);
+    host.turn();
+    assert_eq!(names(&host), ["good"]);
+    host.turn();
+    host.turn();
+    assert_eq!(names(&host), [""; 0]);
+}
+
+#[test]
+fn ready_guests_take_turns() {
+    let modules = alloc::vec![kernel(), config("a", ""), config("b", "")];
+    let script = &[Exit::HostInterrupt, Exit::HostInterrupt, POWER_OFF][..];
+    let mut host = host("", modules, &[script, script]);
+    // a, b, a, b, then a ends.
+    for _ in 0..5 {
+        host.turn();
+    }
+    assert_eq!(names(&host), ["b"]);
+}
+
+#[test]
+fn sequential_start_waits_for_the_end() {
+    let modules = alloc::vec![kernel(), config("a", ""), config("b", "")];
+    let mut host = host("autostart=sequential", modules, &[&[POWER_OFF], &[POWER_OFF]]);
+    assert_eq!(names(&host), ["a"]);
+    host.turn();
+    assert_eq!(names(&host), ["b"]);
+}
+
+#[test]
+fn preserve_keeps_the_memory_and_frees_the_cpu() {
+    let modules = alloc::vec![kernel(), config("a", "on_crash = \"preserve\"\n")];
+    let mut host = host("", modules, &[&[Exit::TripleFault]]);
+    host.turn();
+    assert_eq!(names(&host), [""; 0]);
+    assert!(host.finished());
+}
