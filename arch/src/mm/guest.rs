@@ -440,9 +440,9 @@ unsafe fn copy_out(from: *const u8, to: *mut u8, n: usize) {
     unsafe {
         match n {
             1 => to.write(from.read_volatile()),
-            2 if from.addr() % 2 == 0 => to.cast::<u16>().write_unaligned(from.cast::<u16>().read_volatile()),
-            4 if from.addr() % 4 == 0 => to.cast::<u32>().write_unaligned(from.cast::<u32>().read_volatile()),
-            8 if from.addr() % 8 == 0 => to.cast::<u64>().write_unaligned(from.cast::<u64>().read_volatile()),
+            2 if from.addr().is_multiple_of(2) => to.cast::<u16>().write_unaligned(from.cast::<u16>().read_volatile()),
+            4 if from.addr().is_multiple_of(4) => to.cast::<u32>().write_unaligned(from.cast::<u32>().read_volatile()),
+            8 if from.addr().is_multiple_of(8) => to.cast::<u64>().write_unaligned(from.cast::<u64>().read_volatile()),
             _ => copy(from, to, n),
         }
     }
@@ -458,9 +458,9 @@ unsafe fn copy_in(from: *const u8, to: *mut u8, n: usize) {
     unsafe {
         match n {
             1 => to.write_volatile(from.read()),
-            2 if to.addr() % 2 == 0 => to.cast::<u16>().write_volatile(from.cast::<u16>().read_unaligned()),
-            4 if to.addr() % 4 == 0 => to.cast::<u32>().write_volatile(from.cast::<u32>().read_unaligned()),
-            8 if to.addr() % 8 == 0 => to.cast::<u64>().write_volatile(from.cast::<u64>().read_unaligned()),
+            2 if to.addr().is_multiple_of(2) => to.cast::<u16>().write_volatile(from.cast::<u16>().read_unaligned()),
+            4 if to.addr().is_multiple_of(4) => to.cast::<u32>().write_volatile(from.cast::<u32>().read_unaligned()),
+            8 if to.addr().is_multiple_of(8) => to.cast::<u64>().write_volatile(from.cast::<u64>().read_unaligned()),
             _ => copy(from, to, n),
         }
     }

@@ -1,7 +1,7 @@
 //! The local APIC's timer (SDM vol. 3A, 11.5.4): its state is a function of time.
 
 use super::{
-    Effect, LocalApic,
+    Effect, LocalApic, interleave,
     spec::{TDCR_WRITABLE, divide_shift, lvt, reg},
 };
 use crate::interrupt::Trigger;
@@ -119,6 +119,7 @@ impl LocalApic {
             }
             _ => NEVER,
         };
+        interleave::point();
         // If this fails, then another CPU has noticed the same expiry, or the owner has programmed the timer anew.
         self.timer.expiry.compare_exchange(expiry, next, AcqRel, Acquire).is_ok() && self.deliver_lvt(entry, Trigger::Edge)
     }

@@ -1,6 +1,6 @@
 //! The I/O port map: which device answers which port.
 
-use alloc::{boxed::Box, vec::Vec};
+use alloc::vec::Vec;
 
 /// A claim that overlaps an earlier one, naming both owners.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,7 +14,7 @@ pub struct Overlap<D> {
 pub struct PortMap<D> {
     /// By the port's high byte: index + 1 into `pages`, 0 if no device claims a port there.
     directory: [u8; 256],
-    pages: Vec<Box<[u8; 256]>>,
+    pages: Vec<[u8; 256]>,
     /// Claims; a page's byte is an index + 1 into this.
     claims: Vec<Claim<D>>,
 }
@@ -47,7 +47,7 @@ impl<D: Copy> PortMap<D> {
         for port in ports {
             let slot = &mut self.directory[usize::from(port >> 8)];
             if *slot == 0 {
-                self.pages.push(Box::new([0; 256]));
+                self.pages.push([0; 256]);
                 *slot = self.pages.len() as u8;
             }
             let page = usize::from(*slot) - 1;

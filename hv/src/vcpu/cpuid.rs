@@ -439,11 +439,10 @@ impl CpuidPolicy {
             }
             0x4000_0001 => CpuidResult { eax: KVM_FEATURES, ..CpuidResult::default() },
             MAX_HYPERVISOR => CpuidResult { eax: self.tsc_khz, ebx: (APIC_BUS_HZ / 1000) as u32, ..CpuidResult::default() },
-            0x4000_0002..MAX_HYPERVISOR => CpuidResult::default(),
             // "BulkheadHV" and the version of this interface.
             BULKHEAD_BASE => CpuidResult { eax: BULKHEAD_BASE + 1, ebx: 0x6b6c_7542, ecx: 0x6461_6568, edx: 0x0000_5648 },
             0x4000_0101 => CpuidResult { eax: 1, ..CpuidResult::default() },
-            0x4000_0000..=0x4fff_ffff => CpuidResult::default(),
+            0x4000_0002..=0x4fff_ffff => CpuidResult::default(),
             // Intel answers an out-of-range leaf with the data of the highest basic leaf, AMD with zeroes.
             _ if self.amd => CpuidResult::default(),
             _ => self.leaf(self.max_basic, 0, context),

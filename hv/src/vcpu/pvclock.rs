@@ -118,7 +118,7 @@ mod tests {
             let (mul, shift) = scale(hz);
             let ticks = hz * 10;
             let shifted = if shift >= 0 { u128::from(ticks) << shift } else { u128::from(ticks) >> -shift };
-            let ns = (shifted * u128::from(mul) >> 32) as u64;
+            let ns = ((shifted * u128::from(mul)) >> 32) as u64;
             assert!(ns.abs_diff(10_000_000_000) <= 10, "{hz} Hz: {ns} ns");
         }
     }

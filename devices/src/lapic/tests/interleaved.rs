@@ -164,3 +164,30 @@ fn init_leaves_no_request_unannounced() {
         assert_eq!(apic.save().irr, [0; 8], "point {skip}: {left:x?} came");
     }
 }
+
+#[test]
+fn an_expiry_that_two_cpus_notice_is_one_interrupt() {
+    let apic = Arc::new(xapic(0));
+    write(&apic, reg::LVT_TIMER, 0x40);
+    write_at(&apic, Time(0), reg::TMICT, 500);
+    let other = apic.clone();
+    at_point(0, move || assert!(other.advance(Time(2_000))));
+    assert!(!apic.advance(Time(2_000)));
+    take(&apic, 0x40);
+    write(&apic, reg::EOI, 0);
+    assert_eq!(apic.pending(), None);
+}
+
+#[test]
+fn noticing_an_expiry_does_not_undo_a_new_programming() {
+    let apic = Arc::new(xapic(0));
+    write(&apic, reg::TDCR, 0xb);
+    write(&apic, reg::LVT_TIMER, 0x2_0040);
+    write_at(&apic, Time(0), reg::TMICT, 500_000);
+    let owner = apic.clone();
+    at_point(0, move || {
+        write_at(&owner, Time(500_000), reg::TMICT, 300_000);
+    });
+    apic.advance(Time(500_000));
+    assert_eq!(apic.deadline(), Some(Time(800_000)));
+}
