@@ -187,13 +187,18 @@ fn extint_through_the_ioapic() {
     assert_eq!(take(&router, 1), Some(0x34));
     out(&router, 0x20, 0x20);
     assert_eq!(router.pending(1), None);
-    // A level that is already there when one is acknowledged comes as another edge.
-    out(&router, 0x4d0, 0x10);
-    router.set_level(0, false);
-    router.set_level(0, true);
-    assert_eq!(take(&router, 1), Some(0x30));
-    out(&router, 0x20, 0x60);
-    assert_eq!(take(&router, 1), Some(0x34));
+    // With automatic EOI the next request is there as soon as one is acknowledged: it comes as another edge.
+    for line in [0, 4] {
+        router.set_level(line, false);
+    }
+    for (port, value) in [(0x20, 0x11), (0x21, 0x30), (0x21, 0x04), (0x21, 0x03), (0x21, 0xe6)] {
+        out(&router, port, value);
+    }
+    for line in [0, 3, 4] {
+        router.set_level(line, true);
+    }
+    assert_eq!((take(&router, 1), take(&router, 1), take(&router, 1)), (Some(0x30), Some(0x33), Some(0x34)));
+    assert_eq!(router.pending(1), None);
 }
 
 #[test]
