@@ -4,7 +4,7 @@ use super::{cr, idt, msr, percpu, port};
 use crate::crash;
 use core::fmt;
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
-use x86defs::vector;
+use x86defs::{Rflags, vector};
 
 /// What the entry stubs leave on the stack.
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,8 +79,24 @@ pub(super) fn handle(frame: &mut TrapFrame) {
         vector::NMI => non_maskable(frame),
         vector::GP if let Some(rip) = msr::recover(frame.rip) => frame.rip = rip,
         vector::MC => machine_check(frame),
+        vector::DB if is_stray(frame) => {
+            STRAY_DEBUG.fetch_add(1, Ordering::Relaxed);
+        }
         _ => exception(frame),
     }
+}
+
+/// Debug exceptions that nothing of the host's has asked for.
+static STRAY_DEBUG: AtomicU32 = AtomicU32::new(0);
+
+/// The host neither steps nor sets breakpoints, so its debug exceptions come from outside: Bochs, for one, raises a guest's single-step trap in the host
+/// if the instruction that was stepped exits on AMD-V. They may come right after an exit, when the GS base is still the guest's.
+fn is_stray(frame: &TrapFrame) -> bool {
+    const BREAKPOINTS: u64 = 0xff;
+    let dr7: u64;
+    // SAFETY: reads a register.
+    unsafe { core::arch::asm!("mov {}, dr7", out(reg) dr7, options(nomem, nostack, preserves_flags)) };
+    frame.rflags & Rflags::TF.bits() == 0 && dr7 & BREAKPOINTS == 0
 }
 
 /// An NMI is counted; code outside of NMI context reports it. During a crash it stops the CPU.
@@ -91,8 +107,12 @@ fn non_maskable(_frame: &TrapFrame) {
     percpu::current().nmis.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Reports NMIs that have come to this CPU since the last call. Called on every timer interrupt, where no lock is held. The chipset's reason is in port 0x61: SERR# and IOCHK#.
+/// Reports NMIs that have come to this CPU since the last call, and the first stray debug exception. Called on every timer interrupt, where no lock is held. The chipset's reason is in port 0x61: SERR# and IOCHK#.
 pub fn report_nmis() {
+    if STRAY_DEBUG.load(Ordering::Relaxed) == 1 {
+        STRAY_DEBUG.fetch_add(1, Ordering::Relaxed);
+        log::debug!("a debug exception that nobody has asked for; further ones are not reported");
+    }
     let nmis = &percpu::current().nmis;
     if nmis.load(Ordering::Relaxed) > 0 {
         let count = nmis.swap(0, Ordering::Relaxed);

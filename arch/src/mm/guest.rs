@@ -7,6 +7,7 @@ use super::{
     Frames, direct, frames,
     table::{Format, MapError, MemoryType, PageSize, PageTable, Rights, TableMemory},
 };
+use crate::cpu;
 use alloc::vec::Vec;
 use core::arch::asm;
 use x86defs::{CreateError, Gpa, GuestMemory, Hpa, OutsideRam, PAGE_SIZE, RamRange, Width};
@@ -217,6 +218,20 @@ pub trait Backing: TableMemory + Clone + Send + Sync {
     fn free_bytes(&self) -> u64;
     /// Where the host sees `address`.
     fn to_virt(&self, address: Hpa) -> *mut u8;
+    /// Called now and then during long work: lets interrupts in, where there are any.
+    fn breathe(&self) {}
+
+    /// Overwrites `size` bytes from `start` with zeros.
+    ///
+    /// # Safety
+    /// The frames are allocated, and nobody else uses them.
+    unsafe fn scrub(&self, start: Hpa, size: u64) {
+        for piece in (0..size).step_by(M2 as usize) {
+            // SAFETY: the caller's.
+            unsafe { fill(self.to_virt(Hpa(start.0 + piece)), 0, M2.min(size - piece) as usize) };
+            self.breathe();
+        }
+    }
 }
 
 impl Backing for Frames {
@@ -232,6 +247,9 @@ impl Backing for Frames {
     #[inline(always)]
     fn to_virt(&self, address: Hpa) -> *mut u8 {
         direct::to_virt(address)
+    }
+    fn breathe(&self) {
+        cpu::serve_interrupts();
     }
 }
 
@@ -293,7 +311,7 @@ impl<B: Backing> GuestRam<B> {
             // The frames belong to `self` from here on.
             self.chunks.push(chunk);
             // SAFETY: the frames were just allocated.
-            unsafe { fill(self.backing.to_virt(chunk.hpa), 0, chunk.size as usize) };
+            unsafe { self.backing.scrub(chunk.hpa, chunk.size) };
             self.table.as_mut().ok_or(())?.map_ram(&chunk).map_err(|_| ())?;
             gpa = gpa.wrapping_add(chunk.size);
         }
@@ -421,7 +439,7 @@ impl<B: Backing> Drop for GuestRam<B> {
         }
         for chunk in self.chunks.drain(..) {
             // SAFETY: no vCPU runs on this memory any more, and nobody else has a way to it.
-            unsafe { fill(self.backing.to_virt(chunk.hpa), 0, chunk.size as usize) };
+            unsafe { self.backing.scrub(chunk.hpa, chunk.size) };
             self.backing.free_block(chunk.hpa, chunk.size / PAGE_SIZE);
         }
     }

@@ -165,7 +165,12 @@ pub struct Controls {
     /// CR0 bits that must be 1 in VMX operation, and that may be 1; without PE and PG, which unrestricted guests are free to clear.
     pub cr0_fixed: [u64; 2],
     pub cr4_fixed: [u64; 2],
+    /// The preemption timer's start value, if the guest's turns are limited: see [`Controls::limit_turns`].
+    pub turn: Option<u32>,
 }
+
+/// TSC ticks that a guest runs at most before an exit, where its turns are limited.
+const TURN: u32 = 1_000_000;
 
 /// One required control: its bit and its name for the message.
 type Required = (u32, &'static str);
@@ -305,7 +310,21 @@ impl Controls {
             invvpid,
             cr0_fixed: [raw.cr0_fixed[0] & !pe_pg, raw.cr0_fixed[1]],
             cr4_fixed: raw.cr4_fixed,
+            turn: None,
         })
+    }
+
+    /// Makes the preemption timer end a guest's turn after [`TURN`] ticks of running (27.5.1): for a CPU on which an external interrupt does not
+    /// always end it. Does nothing if the CPU has no preemption timer, or cannot save its value on exit, without which frequent exits would start
+    /// it anew each time.
+    pub fn limit_turns(&mut self, raw: &RawCapabilities) {
+        let (pin, exit) = (PinbasedControls::VMX_PREEMPTION_TIMER.bits(), ExitControls::SAVE_VMX_PREEMPTION_TIMER.bits());
+        if raw.pin.can_set(pin) && raw.exit.can_set(exit) {
+            self.pin |= pin;
+            self.exit |= exit;
+            // A.6: the timer counts down each time that this bit of the TSC changes.
+            self.turn = Some(TURN >> (raw.misc & 0x1f));
+        }
     }
 
     /// True if the guest's PAT is switched by hardware.
@@ -344,7 +363,7 @@ impl Controls {
             secondary("virtual-interrupt delivery", SecondaryControls::VIRTUAL_INTERRUPT_DELIVERY),
             secondary("virtual x2APIC mode", SecondaryControls::VIRTUALIZE_X2APIC),
             plain("posted interrupts", pin(PinbasedControls::POSTED_INTERRUPTS), false),
-            plain("preemption timer", pin(PinbasedControls::VMX_PREEMPTION_TIMER), false),
+            plain("preemption timer", pin(PinbasedControls::VMX_PREEMPTION_TIMER), self.turn.is_some()),
             secondary("PAUSE-loop exiting", SecondaryControls::PAUSE_LOOP_EXITING),
             secondary("WBINVD exiting", SecondaryControls::WBINVD_EXITING),
             secondary("RDTSCP", SecondaryControls::ENABLE_RDTSCP),
@@ -485,6 +504,22 @@ mod tests {
         *msrs.get_mut(&0x48c).unwrap() &= !ept_vpid::INVVPID;
         let c = Controls::choose(&read(&msrs)).unwrap();
         assert!(c.invvpid.is_none() && !c.uses(SecondaryControls::ENABLE_VPID));
+    }
+
+    #[test]
+    fn turns_are_limited_only_with_a_timer_that_goes_on() {
+        let raw = read(&haswell());
+        let mut c = Controls::choose(&raw).unwrap();
+        c.limit_turns(&raw);
+        assert_enterable(&raw, &c);
+        assert_eq!(c.turn, Some(TURN >> (raw.misc & 0x1f)));
+        let mut msrs = haswell();
+        *msrs.get_mut(&0x48f).unwrap() &= !(u64::from(ExitControls::SAVE_VMX_PREEMPTION_TIMER.bits()) << 32);
+        let raw = read(&msrs);
+        let mut c = Controls::choose(&raw).unwrap();
+        let before = (c.pin, c.exit);
+        c.limit_turns(&raw);
+        assert_eq!((c.pin, c.exit, c.turn), (before.0, before.1, None));
     }
 
     #[test]

@@ -39,8 +39,8 @@ pub fn decode<F: Fields>(raw: u32, f: &mut F) -> Exit {
             let gpa = Gpa(f.field(ro::GUEST_PHYSICAL_ADDR_FULL));
             Exit::Stage2Fault { gpa, access: ept_access(f.field(ro::EXIT_QUALIFICATION)) }
         }
-        reason::EXTERNAL_INTERRUPT => {
-            f.serve(reason::EXTERNAL_INTERRUPT);
+        reason::EXTERNAL_INTERRUPT | reason::PREEMPTION_TIMER => {
+            f.serve(raw);
             Exit::HostInterrupt
         }
         reason::INTERRUPT_WINDOW => {
@@ -315,6 +315,7 @@ mod tests {
             (0, &[(INFO, 0x8000_0202)], Exit::HostNmi),
             (1, &[], HostInterrupt),
             (2, &[], Exit::TripleFault),
+            (52, &[], HostInterrupt),
             (3, &[(Q, 0)], unknown(3, 0)),
             (4, &[(Q, 0x9a)], unknown(4, 0x9a)),
             (7, &[], Exit::InterruptWindow),
@@ -342,7 +343,6 @@ mod tests {
             (40, &[], Exit::Pause),
             (54, &[], CacheFlush),
             (55, &[], Exit::Xsetbv { index: 0xc000_0080, value: 0x0000_0007_aabb_ccdd }),
-            (52, &[(Q, 0)], unknown(52, 0)),
             (44, &[(Q, 0x1300)], unknown(44, 0x1300)),
             // MOV CR0, R9 in 32-bit code; MOV R9, CR8; MOV CR8, R9; CLTS; LMSW; CR5 does not exist.
             (28, &[(Q, 0x900)], cr(ControlRegister::Cr0, 0x8000_0031)),
@@ -362,7 +362,7 @@ mod tests {
         for (raw, fields, exit) in table {
             let mut fake = Fake::new(fields);
             assert_eq!(decode(*raw, &mut fake), *exit, "reason {raw:#x}, {fields:x?}");
-            assert_eq!(fake.served.is_some(), matches!(raw, 0 | 1 | 7 | 8 | 44 | 48 | 49 | 0x8000_0029), "reason {raw:#x}");
+            assert_eq!(fake.served.is_some(), matches!(raw, 0 | 1 | 7 | 8 | 44 | 48 | 49 | 52 | 0x8000_0029), "reason {raw:#x}");
             assert_eq!(fake.control.is_some(), *raw == 28);
             assert_eq!(fake.width, if let PortRead { width, .. } = exit { Some(*width) } else { None });
             let mut reads = fake.reads.into_inner();

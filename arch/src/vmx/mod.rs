@@ -14,7 +14,7 @@ mod vmcs;
 mod vpid;
 
 use crate::{
-    cpu::{self, cr, msr},
+    cpu::{self, cr, msr, port},
     mm::{direct, frames, guest::GuestRam, table::PageSize},
     vcpu::OwnedPages,
 };
@@ -47,7 +47,10 @@ impl Vmx {
         allow_vmxon()?;
         // SAFETY: `RawCapabilities::read` asks only for MSRs that a CPU with VMX has.
         let raw = RawCapabilities::read(|index| unsafe { msr::read(index) });
-        let controls = Controls::choose(&raw)?;
+        let mut controls = Controls::choose(&raw)?;
+        if interrupts_may_be_held() {
+            controls.limit_turns(&raw);
+        }
         let msr_bitmap = OwnedPages::new(1).ok_or(Unsupported::OutOfMemory)?;
         // SAFETY: the page is ours, and as large and aligned as an `MsrBitmap`.
         unsafe { msr_bitmap.as_ptr::<MsrBitmap>().write(MsrBitmap::new(controls.uses(SecondaryControls::ENABLE_RDTSCP))) };
@@ -166,4 +169,11 @@ pub fn leave() {
             cr::set_cr4(cr::cr4() & !Cr4::VMXE.bits());
         }
     }
+}
+
+/// True on an emulator with the debug port of Bochs, which reads its own number. Bochs up to 2.7 at least decides at VM entry by the guest's RFLAGS.IF
+/// alone whether external interrupts reach the CPU, as if they did not exit: while the guest keeps IF clear, none comes.
+fn interrupts_may_be_held() -> bool {
+    // SAFETY: where nothing else is known, reading the port has no effect; it is free on PCs.
+    unsafe { port::read_u8(0xe9) == 0xe9 }
 }

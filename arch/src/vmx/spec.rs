@@ -68,6 +68,7 @@ pub mod reason {
     pub const EPT_MISCONFIGURATION: u32 = 49;
     pub const INVEPT: u32 = 50;
     pub const RDTSCP: u32 = 51;
+    pub const PREEMPTION_TIMER: u32 = 52;
     pub const INVVPID: u32 = 53;
     pub const WBINVD: u32 = 54;
     pub const XSETBV: u32 = 55;

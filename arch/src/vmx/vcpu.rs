@@ -461,6 +461,10 @@ impl VmxVcpu {
                 let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO) as u32;
                 cpu::dispatch(interruption::vector(info));
             }
+            reason::PREEMPTION_TIMER => {
+                self.vmcs.write(guest::VMX_PREEMPTION_TIMER_VALUE, u64::from(self.controls.turn.unwrap_or(u32::MAX)));
+                cpu::serve_interrupts();
+            }
             // A window opens once for each request; otherwise one that nobody closes would end every entry at once.
             reason::INTERRUPT_WINDOW => self.set_primary(PrimaryControls::INTERRUPT_WINDOW_EXITING, false),
             reason::NMI_WINDOW => self.set_primary(PrimaryControls::NMI_WINDOW_EXITING, false),

@@ -165,6 +165,9 @@ impl Vmcs {
         ] {
             self.write(field, value);
         }
+        if let Some(turn) = controls.turn {
+            self.write(guest::VMX_PREEMPTION_TIMER_VALUE, u64::from(turn));
+        }
     }
 
     /// Writes the host state of this CPU, on which this VMCS is current. Every exit goes to [`exit_entry`] with RSP at `frame`.

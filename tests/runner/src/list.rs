@@ -136,7 +136,8 @@ pub const GUESTS: &[GuestTest] = &[
     pass("x2apic"),
     pass("serial-irq"),
     ends("debug-exit", Expect::Status(0x55)),
-    ends("triple-fault", Expect::Crash("triple fault")),
+    // Bochs' AMD model does not know the SHUTDOWN intercept: it stops the emulator at a guest's triple fault.
+    GuestTest { name: "triple-fault", expect: Expect::Crash("triple fault"), on: &[Platform::SvmQemu, Platform::VmxBochs] },
     ends("reset-cf9", Expect::Reboot),
     ends("reset-8042", Expect::Reboot),
     ends("power-off", Expect::Poweroff),

@@ -9,6 +9,7 @@ pub const LAPIC: u64 = 0xfee0_0000;
 pub const IOAPIC: u64 = 0xfec0_0000;
 pub const APIC_BASE: u32 = 0x1b;
 
+#[allow(dead_code, reason = "the list is whole, whatever the cases use")]
 pub mod reg {
     pub const ID: u32 = 0x20;
     pub const VERSION: u32 = 0x30;

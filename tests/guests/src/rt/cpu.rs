@@ -67,12 +67,14 @@ pub fn sti_hlt() {
 
 macro_rules! control {
     ($read:ident, $write:ident, $name:literal) => {
+        #[allow(dead_code, reason = "the list is whole, whatever the cases use")]
         pub fn $read() -> u64 {
             let value: u64;
             // SAFETY: reads a register.
             unsafe { asm!(concat!("mov {}, ", $name), out(reg) value, options(nomem, nostack)) };
             value
         }
+        #[allow(dead_code, reason = "as above")]
         pub fn $write(value: u64) {
             // SAFETY: cases change only bits that keep the running code mapped and executable.
             unsafe { asm!(concat!("mov ", $name, ", {}"), in(reg) value, options(nostack)) };
@@ -100,6 +102,7 @@ macro_rules! mmio {
             // SAFETY: device and RAM addresses below 4 GiB are identity-mapped.
             unsafe { (address as *const $t).read_volatile() }
         }
+        #[allow(dead_code, reason = "the list is whole, whatever the cases use")]
         pub fn $write(address: u64, value: $t) {
             // SAFETY: as above; cases write to devices or to memory that they own.
             unsafe { (address as *mut $t).write_volatile(value) }
