@@ -169,8 +169,8 @@ pub struct Controls {
     pub turn: Option<u32>,
 }
 
-/// TSC ticks that a guest runs at most before an exit, where its turns are limited.
-const TURN: u32 = 1_000_000;
+/// TSC ticks of running, not counting the time that its exits take, after which a guest exits where its turns are limited.
+const TURN: u32 = 20_000;
 
 /// One required control: its bit and its name for the message.
 type Required = (u32, &'static str);
