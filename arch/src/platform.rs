@@ -1,7 +1,7 @@
 //! The machine below the hypervisor, once for each vendor.
 
 use crate::{
-    console, cpu,
+    apic, console, cpu,
     mm::{
         frames,
         guest::{GuestRam, Stage2Format},
@@ -117,6 +117,17 @@ impl<V: Vendor> Platform for Machine<V> {
     }
     fn wait_for_interrupt(&self) {
         cpu::wait_for_interrupt();
+    }
+
+    fn cpus(&self) -> u32 {
+        1
+    }
+    fn this_cpu(&self) -> u32 {
+        cpu::percpu::current().id
+    }
+    fn start_cpus(&'static self, _main: &'static (dyn Fn(u32) + Sync)) {}
+    fn kick(&self, _cpu: u32) {
+        apic::kick(apic::id());
     }
 
     fn console_write(&self, bytes: &[u8]) -> usize {

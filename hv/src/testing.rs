@@ -304,6 +304,15 @@ impl Platform for FakePlatform {
         assert_ne!(deadline, u64::MAX, "halted for ever");
         self.tsc.fetch_max(deadline, Ordering::Relaxed);
     }
+    fn cpus(&self) -> u32 {
+        1
+    }
+    fn this_cpu(&self) -> u32 {
+        0
+    }
+    fn start_cpus(&'static self, _main: &'static (dyn Fn(u32) + Sync)) {}
+    fn kick(&self, _cpu: u32) {}
+
     fn console_write(&self, bytes: &[u8]) -> usize {
         self.output.lock().unwrap().extend_from_slice(bytes);
         bytes.len()

@@ -61,6 +61,16 @@ pub trait Platform: Sync + 'static {
     /// Halts this CPU until the next interrupt has been served. Atomic: an interrupt that is pending already ends it at once.
     fn wait_for_interrupt(&self);
 
+    /// CPUs that run guests: number 0, the boot CPU, to `cpus() - 1`.
+    fn cpus(&self) -> u32;
+    /// The number of the CPU that asks.
+    fn this_cpu(&self) -> u32;
+    /// Lets each further CPU (number 1 on) call `main` with its number, with interrupts disabled and ready to run guests. `main` does not
+    /// return. Once, on the boot CPU.
+    fn start_cpus(&'static self, main: &'static (dyn Fn(u32) + Sync));
+    /// Makes CPU `cpu` leave its guest ([`crate::Exit::HostInterrupt`]) or its sleep. Harmless if it does neither.
+    fn kick(&self, cpu: u32);
+
     /// Puts bytes to the host console without blocking: all of them, or none if they do not fit now. Returns how many were taken.
     fn console_write(&self, bytes: &[u8]) -> usize;
     /// Takes one byte typed on the host console, if there is one.
