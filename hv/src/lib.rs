@@ -21,6 +21,7 @@ pub mod clock;
 pub mod config;
 pub mod console;
 pub mod e820;
+mod host;
 pub mod layout;
 pub mod loader;
 pub mod log;

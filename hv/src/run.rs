@@ -1,18 +1,16 @@
-//! From the boot loader's modules to running guests: reads the configurations, builds the guests, and runs them until the end.
+//! The loop of each CPU: timers and console first, then a vCPU until it stops, or sleep.
 
 use crate::{
-    clock::Clock,
-    config::{self, Action, ConfigError, Key, Reason},
-    console::Console,
-    log,
-    options::{Autostart, OnLastGuest, Options},
-    sched::Scheduler,
-    vcpu::{Activity, Context, Stop, VirtCpu},
-    vm::{Blueprint, End, Vm},
+    host::Host,
+    options::Options,
+    sched::{Came, TaskId, Verdict},
+    vcpu::{Context, Stop, VirtCpu},
+    vm::{End, Vm},
 };
-use alloc::{collections::VecDeque, string::String, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, string::String, sync::Arc};
 use core::cell::Cell;
-use x86defs::{Platform, Time};
+use devices::interrupt::CpuSet;
+use x86defs::{Platform, Time, Vcpu};
 
 /// A file that the boot loader put in memory.
 #[derive(Clone, Copy, Debug)]
@@ -33,273 +31,251 @@ pub struct BootInfo {
     pub version: &'static str,
 }
 
-/// How long a guest runs before another that is ready gets the CPU.
-const SLICE: x86defs::Duration = x86defs::Duration::from_millis(10);
-
-/// Starts the guests that the boot modules configure, and runs them. Returns only by switching the machine off or resetting it.
+/// Starts the guests that the boot modules configure, and runs them on all CPUs. Returns only by switching the machine off or resetting it.
 pub fn run<P: Platform>(platform: &'static P, boot: &BootInfo) -> ! {
     emul::init();
-    let mut host = Host::new(platform, boot);
+    let host: &'static Host<P> = Box::leak(Box::new(Host::new(platform, boot)));
     host.read_configs();
+    platform.start_cpus(Box::leak(Box::new(move |cpu| host.work(cpu))));
     host.start_next();
-    loop {
-        host.turn();
-        if host.finished() {
-            host.finish();
-        }
-    }
+    host.work(0)
 }
 
-/// The CPU's loop and what it owns.
-pub(crate) struct Host<P: Platform> {
-    platform: &'static P,
-    options: Options,
-    modules: &'static [Module],
-    clock: Clock,
-    console: Arc<Console>,
-    /// Guests that have not been started yet.
-    waiting: VecDeque<Arc<Blueprint>>,
-    vms: Vec<Arc<Vm<P>>>,
-    /// Ended guests that their configuration wants kept.
-    preserved: Vec<Arc<Vm<P>>>,
-    vcpus: Scheduler<P>,
+/// A CPU's own part of the host.
+pub(crate) struct Worker<P: Platform> {
+    /// The CPU's number.
+    cpu: u32,
+    /// The TSC value that its timer is armed for; `u64::MAX` if none.
     armed: Cell<u64>,
-    next_id: u32,
-    started: bool,
-    announced_end: bool,
+    /// The vCPU whose registers the CPU holds.
+    task: Option<Box<VirtCpu<P>>>,
+    came: Came,
+}
+
+/// How a turn goes on.
+enum Next {
+    Run(Option<Time>),
+    Halt(Option<Time>),
+}
+
+impl<P: Platform> Worker<P> {
+    pub(crate) const fn new(cpu: u32) -> Self {
+        Self { cpu, armed: Cell::new(u64::MAX), task: None, came: Came::Runnable }
+    }
 }
 
 impl<P: Platform> Host<P> {
-    pub(crate) fn new(platform: &'static P, boot: &BootInfo) -> Self {
-        Self {
-            platform,
-            options: boot.options.clone(),
-            modules: boot.modules,
-            clock: Clock::new(platform.tsc(), platform.tsc_hz()),
-            console: Arc::new(Console::default()),
-            waiting: VecDeque::new(),
-            vms: Vec::new(),
-            preserved: Vec::new(),
-            vcpus: Scheduler::new(),
-            armed: Cell::new(u64::MAX),
-            next_id: 1,
-            started: false,
-            announced_end: false,
-        }
-    }
-
-    /// Every module whose name ends in `.cfg` configures a guest. A bad one is refused by name; the others go on.
-    pub(crate) fn read_configs(&mut self) {
-        for module in self.modules.iter().filter(|m| m.name.ends_with(".cfg")) {
-            let checked = config::parse_bytes(module.name, module.data).and_then(|guest| {
-                if self.waiting.iter().any(|other| other.config.name == guest.name) {
-                    return Err(Vec::from([guest.error(Key::Name, Reason::NameInUse)]));
-                }
-                Blueprint::new(guest, self.modules).map_err(|error| Vec::from([error]))
-            });
-            match checked {
-                Ok(blueprint) => {
-                    for remark in &blueprint.config.warnings {
-                        log::warn!("config {remark}");
-                    }
-                    self.waiting.push_back(Arc::new(blueprint));
-                }
-                Err(errors) => refuse(module.name, &errors),
-            }
-        }
-        if self.waiting.is_empty() {
-            log::always!("no guest to start: no module is a usable guest configuration (*.cfg)");
-        }
-    }
-
-    /// Starts all waiting guests, or (`autostart=sequential`) the first of them.
-    pub(crate) fn start_next(&mut self) {
-        self.started = true;
-        while let Some(blueprint) = self.waiting.pop_front() {
-            let running = self.start(&blueprint);
-            if running && self.options.autostart == Autostart::Sequential {
-                break;
+    /// Works as CPU `cpu`, for ever.
+    fn work(&self, cpu: u32) -> ! {
+        let mut worker = Worker::new(cpu);
+        loop {
+            self.turn(&mut worker);
+            if cpu == 0 && self.finished() {
+                self.finish_all();
             }
         }
     }
 
-    fn start(&mut self, blueprint: &Arc<Blueprint>) -> bool {
-        let name = &blueprint.config.name;
-        let id = self.next_id;
-        self.next_id += 1;
-        match Vm::build(self.platform, &self.clock, &self.console, blueprint, id) {
-            Ok((vm, vcpus)) => {
-                log::always!("guest {name}: started");
-                if self.console.focus().is_none() {
-                    self.console.set_focus(Some(id));
-                    log::always!("console: input goes to guest {name}");
-                }
-                self.vms.push(vm);
-                for vcpu in vcpus {
-                    self.vcpus.add(vcpu);
-                }
-                true
-            }
-            Err(error) => {
-                refuse(name, &[error]);
-                false
-            }
-        }
-    }
-
-    /// One turn: serve timers and input, then run one vCPU until it stops, or halt the CPU.
-    pub(crate) fn turn(&mut self) {
+    /// One turn: serve timers and the console, then run a vCPU until it stops, or halt the CPU.
+    pub(crate) fn turn(&self, worker: &mut Worker<P>) {
         let now = self.clock.now(self.platform);
-        for vm in &self.vms {
-            if vm.deadline().is_some_and(|deadline| deadline <= now) {
-                vm.advance(now);
-            }
-            vm.pump_output(self.platform);
+        let mut deadline = self.serve_timers(worker.cpu, now);
+        if worker.cpu == 0 {
+            deadline = earlier(deadline, self.serve_console(now));
         }
-        self.pump_input(now);
-        let Some(mut vcpu) = self.vcpus.next() else {
-            self.idle(now);
+        match self.next(worker, now) {
+            Next::Run(until) => {
+                self.arm(worker, earlier(deadline, until));
+                self.run_task(worker);
+            }
+            Next::Halt(until) => {
+                self.arm(worker, earlier(deadline, until));
+                // With nothing left to do, the loop has something to say about it.
+                if !(worker.cpu == 0 && self.is_deserted()) {
+                    self.platform.wait_for_interrupt();
+                }
+            }
+        }
+    }
+
+    /// Brings the timers that this CPU sees to up to `now`, and wakes whom they concern. Returns their next deadline.
+    fn serve_timers(&self, cpu: u32, now: Time) -> Option<Time> {
+        let mut next = None;
+        for vm in &self.guests.lock().running {
+            if vm.is_home(cpu) {
+                let due = |vm: &Vm<P>| vm.board.deadline();
+                if due(vm).is_some_and(|deadline| deadline <= now) {
+                    vm.board.advance(now);
+                }
+                next = earlier(next, due(vm));
+            }
+            let mut woken = vm.board.router.take_woken();
+            for (index, apic) in vm.board.router.apics().iter().enumerate() {
+                if vm.was_on(index) != cpu {
+                    continue;
+                }
+                if apic.deadline().is_some_and(|deadline| deadline <= now) && apic.advance(now) {
+                    woken.insert(index);
+                }
+                next = earlier(next, apic.deadline());
+            }
+            self.wake(vm, woken, cpu, None);
+        }
+        next
+    }
+
+    /// Tells vCPUs that there is something new for them. `running` is the task on whose behalf this CPU acts, if it is not between two.
+    pub(crate) fn wake(&self, vm: &Vm<P>, set: CpuSet, here: u32, running: Option<TaskId>) {
+        for index in set.iter() {
+            let id = TaskId { vm: vm.id, vcpu: index as u32 };
+            if running == Some(id) {
+                continue;
+            }
+            let kick = self.sched.lock().wake(id);
+            if let Some(cpu) = kick
+                && (cpu != here || running.is_some())
+            {
+                self.platform.kick(cpu);
+            }
+        }
+    }
+
+    /// Finds out what this CPU does next, and gets it ready.
+    fn next(&self, worker: &mut Worker<P>, now: Time) -> Next {
+        loop {
+            let Some(mut vcpu) = worker.task.take() else {
+                let taken = self.sched.lock().take(worker.cpu, now);
+                let (_, mut vcpu, _) = match taken {
+                    Ok(task) => task,
+                    Err(until) => return Next::Halt(until),
+                };
+                vcpu.vm.set_place(vcpu.id, worker.cpu);
+                vcpu.hw.load();
+                worker.task = Some(vcpu);
+                worker.came = Came::Runnable;
+                continue;
+            };
+            let mut sched = self.sched.lock();
+            // Looked at under the lock, which whoever wakes it takes: nothing can come in between.
+            let came = if !vcpu.is_asleep() {
+                worker.came
+            } else if vcpu.wakes() {
+                Came::Runnable
+            } else {
+                Came::Blocking
+            };
+            let verdict = sched.decide(worker.cpu, now, came);
+            drop(sched);
+            worker.came = Came::Runnable;
+            match verdict {
+                Verdict::Run(until) => {
+                    vcpu.wake_up();
+                    worker.task = Some(vcpu);
+                    return Next::Run(until);
+                }
+                Verdict::Idle(until) => {
+                    worker.task = Some(vcpu);
+                    return Next::Halt(until);
+                }
+                Verdict::PutBack => {
+                    vcpu.hw.unload();
+                    let mut sched = self.sched.lock();
+                    let blocked = vcpu.is_asleep() && !vcpu.wakes();
+                    let (gone, kick) = sched.put_back(worker.cpu, now, vcpu, blocked);
+                    drop(sched);
+                    if let Some(cpu) = kick {
+                        self.platform.kick(cpu);
+                    }
+                    if let Some(vcpu) = gone {
+                        self.dispose(vcpu);
+                    }
+                }
+                Verdict::Drop => {
+                    vcpu.hw.unload();
+                    self.sched.lock().gone(worker.cpu, now);
+                    self.dispose(vcpu);
+                }
+            }
+        }
+    }
+
+    /// Runs the CPU's task until it stops.
+    fn run_task(&self, worker: &mut Worker<P>) {
+        let Some(mut vcpu) = worker.task.take() else { return };
+        let (cpu, id) = (worker.cpu, TaskId { vm: vcpu.vm.id, vcpu: vcpu.id });
+        let wake = |vm: &Vm<P>, set: CpuSet| self.wake(vm, set, cpu, Some(id));
+        let cx = Context { platform: self.platform, clock: self.clock, cpu, armed: &worker.armed, wake: &wake };
+        let end = match vcpu.run(&cx) {
+            Stop::Preempted | Stop::Halted => None,
+            Stop::Yield => {
+                worker.came = Came::Yielding;
+                None
+            }
+            Stop::End(end) => Some(end),
+            Stop::Crash(reason) => {
+                // The first to crash tells; the others have only been in the way.
+                if vcpu.vm.is_running() {
+                    self.report_crash(&vcpu);
+                }
+                Some(End::Crash(reason))
+            }
+        };
+        let Some(end) = end else {
+            worker.task = Some(vcpu);
             return;
         };
-        let slice = if self.vcpus.others_ready() { Some(now + SLICE) } else { None };
-        self.arm(slice);
-        let cx = Context { platform: self.platform, clock: self.clock, armed: &self.armed };
-        self.vcpus.load(&mut vcpu);
-        let stop = vcpu.run(&cx);
-        match stop {
-            Stop::Preempted | Stop::Yield | Stop::Halted => self.vcpus.put_back(vcpu),
-            Stop::End(end) => self.end(vcpu, end),
-            Stop::Crash(reason) => {
-                let mut text = String::new();
-                // Writing to a String cannot fail.
-                let _ = vcpu.dump(&mut text);
-                for line in text.lines() {
-                    log::always!("guest {}: {line}", vcpu.vm.name());
-                }
-                self.end(vcpu, End::Crash(reason));
-            }
+        self.stop(&vcpu.vm, end);
+        vcpu.hw.unload();
+        self.sched.lock().gone(cpu, self.clock.now(self.platform));
+        self.dispose(vcpu);
+    }
+
+    fn report_crash(&self, vcpu: &VirtCpu<P>) {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = vcpu.dump(&mut text);
+        for line in text.lines() {
+            crate::log::always!("guest {}: {line}", vcpu.vm.name());
         }
     }
 
-    fn idle(&self, now: Time) {
-        if self.waits_for_nothing() {
-            return;
+    /// Arms the CPU's timer, or disarms it.
+    fn arm(&self, worker: &Worker<P>, deadline: Option<Time>) {
+        let tsc = deadline.map(|time| self.clock.tsc_at(time));
+        worker.armed.set(tsc.unwrap_or(u64::MAX));
+        self.platform.set_timer(tsc);
+    }
+
+    /// Passes the guests' output on and typed input in. Returns when to try again, if the console had no room.
+    fn serve_console(&self, now: Time) -> Option<Time> {
+        let guests = self.guests.lock();
+        let mut waiting = false;
+        for vm in &guests.running {
+            vm.pump_output(self.platform);
+            waiting |= vm.has_output();
         }
-        let pending_output = self.vms.iter().any(|vm| vm.has_output());
-        // Output that the console had no room for is offered again when it has drained a little.
-        self.arm(pending_output.then(|| now + x86defs::Duration::from_millis(1)));
-        self.platform.wait_for_interrupt();
-    }
-
-    fn waits_for_nothing(&self) -> bool {
-        self.vms.is_empty() && self.options.on_last_guest != OnLastGuest::Stay
-    }
-
-    /// Arms the timer for the guests' next deadline, or for `limit` if that is earlier.
-    fn arm(&self, limit: Option<Time>) {
-        let next = self.vms.iter().filter_map(|vm| vm.deadline()).chain(limit).min();
-        let tsc = next.map_or(u64::MAX, |time| self.clock.tsc_at(time));
-        if tsc != self.armed.replace(tsc) {
-            self.platform.set_timer((tsc != u64::MAX).then_some(tsc));
+        let focus = self.console.focus().and_then(|id| guests.running.iter().find(|vm| vm.id == id)).cloned();
+        drop(guests);
+        if let Some(vm) = focus {
+            self.pump_input(&vm, now);
         }
+        waiting.then(|| now + x86defs::Duration::from_millis(1))
     }
 
-    fn pump_input(&self, now: Time) {
-        let Some(vm) = self.console.focus().and_then(|id| self.vms.iter().find(|vm| vm.id == id)) else { return };
+    fn pump_input(&self, vm: &Arc<Vm<P>>, now: Time) {
         while vm.wants_input() {
             let Some(byte) = self.platform.console_read() else { break };
             vm.input(now, byte);
         }
-    }
-
-    /// A guest has ended: says so, takes it apart, and does what its configuration says.
-    fn end(&mut self, mut vcpu: VirtCpu<P>, end: End) {
-        let vm = vcpu.vm.clone();
-        let blueprint = vm.blueprint.clone();
-        self.vcpus.unload(&mut vcpu);
-        drop(vcpu);
-        self.vcpus.remove(vm.id);
-        vm.finish_output(self.platform);
-        self.vms.retain(|other| other.id != vm.id);
-        let name = &blueprint.config.name;
-        log::always!("guest {name}: ended: {end}");
-        let had_focus = self.console.focus() == Some(vm.id);
-        if had_focus {
-            self.console.set_focus(None);
-        }
-        let action = match end {
-            End::PowerOff | End::DebugExit(_) => blueprint.config.on_poweroff,
-            End::Reboot => blueprint.config.on_reboot,
-            End::Crash(_) => blueprint.config.on_crash,
-        };
-        match action {
-            // A guest that left by the debug port has given its verdict; running it again would give another.
-            Action::Restart if !matches!(end, End::DebugExit(_)) => {
-                let cause = match end {
-                    End::PowerOff | End::DebugExit(_) => "on_poweroff",
-                    End::Reboot => "on_reboot",
-                    End::Crash(_) => "on_crash",
-                };
-                // Its memory must be free before the new one takes as much.
-                drop(vm);
-                log::always!("guest {name}: restarting ({cause})");
-                self.start(&blueprint);
-            }
-            Action::RenameRestart => {
-                log::always!("guest {name}: kept as {name}-{}, restarting", vm.id);
-                self.preserved.push(vm);
-                self.start(&blueprint);
-            }
-            Action::Preserve => {
-                log::always!("guest {name}: preserved");
-                self.preserved.push(vm);
-            }
-            Action::Destroy | Action::Restart => drop(vm),
-        }
-        if had_focus
-            && self.console.focus().is_none()
-            && let Some(next) = self.vms.first()
-        {
-            self.console.set_focus(Some(next.id));
-            log::always!("console: input goes to guest {}", next.name());
-        }
-        if self.vms.is_empty() && !self.waiting.is_empty() {
-            self.start_next();
-        }
-    }
-
-    /// True once, when the last guest has ended.
-    pub(crate) fn finished(&mut self) -> bool {
-        let finished = self.started && self.vms.is_empty() && self.waiting.is_empty() && !self.announced_end;
-        self.announced_end |= finished;
-        finished
-    }
-
-    fn finish(&self) {
-        log::always!("all guests ended");
-        match self.options.on_last_guest {
-            OnLastGuest::Stay => {}
-            OnLastGuest::PowerOff => self.platform.power_off(),
-            OnLastGuest::Reboot => self.platform.reset(),
-        }
-    }
-
-    #[cfg(test)]
-    pub(crate) fn vms(&self) -> &[Arc<Vm<P>>] {
-        &self.vms
+        self.wake(vm, vm.board.router.take_woken(), 0, None);
     }
 }
 
-fn refuse(guest: &str, errors: &[ConfigError]) {
-    for error in errors {
-        log::always!("config {error}");
+fn earlier(a: Option<Time>, b: Option<Time>) -> Option<Time> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
     }
-    log::always!("guest {guest}: refused");
-}
-
-/// True for a vCPU that the CPU may be given to.
-pub(crate) fn ready<P: Platform>(vcpu: &VirtCpu<P>) -> bool {
-    vcpu.activity == Activity::Running || vcpu.wakes()
 }
 
 #[cfg(test)]

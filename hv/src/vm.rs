@@ -13,8 +13,12 @@ use crate::{
     vcpu::{CpuidPolicy, CrashReason, MsrState, VirtCpu, Xcr0Policy},
 };
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
-use core::fmt;
+use core::{
+    fmt,
+    sync::atomic::{AtomicU32, Ordering},
+};
 use devices::lapic::LocalApic;
+use spin::Mutex;
 use x86defs::{Gpa, GuestMemoryExt, Platform, Time, Vcpu, VcpuConfig, Width};
 
 /// How a guest ended.
@@ -84,6 +88,13 @@ pub struct Vm<P: Platform> {
     pub board: Board,
     /// Zero of the guest's own clocks.
     pub started: Time,
+    /// The CPU that sees to the devices' timers: the one that has last changed them.
+    home: AtomicU32,
+    /// The CPU that each vCPU was on last, which sees to its local APIC's timer.
+    places: Box<[AtomicU32]>,
+    /// vCPUs that exist.
+    vcpus_left: AtomicU32,
+    end: Mutex<Option<End>>,
     output: GuestConsole,
     console: Arc<Console>,
 }
@@ -137,6 +148,10 @@ impl<P: Platform> Vm<P> {
             memory: memory.clone(),
             board,
             started: now,
+            home: AtomicU32::new(platform.this_cpu()),
+            places: (0..config.vcpus).map(|_| AtomicU32::new(platform.this_cpu())).collect(),
+            vcpus_left: AtomicU32::new(config.vcpus),
+            end: Mutex::new(None),
             output: GuestConsole::default(),
             console: console.clone(),
         });
@@ -170,15 +185,45 @@ impl<P: Platform> Vm<P> {
         &self.blueprint.config.name
     }
 
-    /// When [`Vm::advance`] must be called next.
-    #[inline]
-    pub fn deadline(&self) -> Option<Time> {
-        self.board.deadline()
+    /// True if CPU `cpu` sees to the devices' timers.
+    pub fn is_home(&self, cpu: u32) -> bool {
+        self.home.load(Ordering::Acquire) == cpu
     }
 
-    /// Brings timers up to `now`.
-    pub fn advance(&self, now: Time) {
-        self.board.advance(now);
+    /// CPU `cpu` sees to the devices' timers from now on. Called after they have changed and before their deadline is read, so that of several
+    /// CPUs the one that stays has seen all changes.
+    pub fn set_home(&self, cpu: u32) {
+        self.home.store(cpu, Ordering::SeqCst);
+    }
+
+    /// The CPU that a vCPU was on last.
+    pub fn was_on(&self, vcpu: usize) -> u32 {
+        self.places.get(vcpu).map_or(0, |place| place.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_place(&self, vcpu: u32, cpu: u32) {
+        if let Some(place) = self.places.get(vcpu as usize) {
+            place.store(cpu, Ordering::Release);
+        }
+    }
+
+    /// Notes how the guest has ended; the first reason stays.
+    pub(crate) fn set_end(&self, end: End) {
+        self.end.lock().get_or_insert(end);
+    }
+
+    /// How the guest has ended, if it has.
+    pub fn end(&self) -> Option<End> {
+        *self.end.lock()
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.end().is_none()
+    }
+
+    /// A vCPU has been dropped. True if it was the last.
+    pub(crate) fn vcpu_gone(&self) -> bool {
+        self.vcpus_left.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
     /// Device memory, as vCPU `vcpu` reads it. What nobody claims reads all ones.

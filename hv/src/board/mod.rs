@@ -286,24 +286,20 @@ impl Board {
         }
     }
 
-    /// When [`Board::advance`] must be called next: the earliest of all devices and local APICs.
+    /// When [`Board::advance`] must be called next: the earliest of all devices. The local APICs' timers go with their vCPUs.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        let apics = self.router.apics().iter().filter_map(|apic| apic.deadline());
         let devices =
             [self.pit.lock().deadline(), self.rtc.lock().deadline(), self.uart.lock().deadline(), self.pm.lock().deadline()];
-        apics.chain(devices.into_iter().flatten()).min()
+        devices.into_iter().flatten().min()
     }
 
-    /// Brings all timers up to `now`.
+    /// Brings the devices' timers up to `now`.
     pub fn advance(&self, now: Time) {
         self.pit.lock().advance(now);
         self.rtc.lock().advance(now);
         self.uart.lock().advance(now);
         self.pm.lock().advance(now);
-        for apic in self.router.apics() {
-            apic.advance(now);
-        }
     }
 
     fn timers_changed(&self) {

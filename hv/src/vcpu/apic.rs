@@ -1,6 +1,7 @@
 //! MSR exits: the local APIC's registers first (they are the hot ones), then the rest of the policy.
 
 use super::{Context, VirtCpu, pvclock};
+use devices::lapic::Effect;
 use x86defs::{Exception, Platform, Resume, msr};
 
 const X2APIC: core::ops::RangeInclusive<u32> = msr::X2APIC_BASE..=msr::X2APIC_LAST;
@@ -46,9 +47,21 @@ impl<P: Platform> VirtCpu<P> {
     fn x2apic_write(&mut self, cx: &Context<'_, P>, index: u32, value: u64) -> Result<(), super::Gp> {
         let now = cx.clock.now(cx.platform);
         let effect = self.apic.msr_write(now, index, value).map_err(|_| super::Gp)?;
-        self.vm.board.lapic_effect(self.id, effect);
-        self.after_device_access(cx);
+        self.apic_effect(cx, effect);
         Ok(())
+    }
+
+    /// Carries out what a register write of the local APIC asks for. Its timer concerns this CPU alone.
+    #[inline]
+    fn apic_effect(&self, cx: &Context<'_, P>, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Timer => cx.arm(self.apic.deadline()),
+            effect => {
+                self.vm.board.lapic_effect(self.id, effect);
+                self.after_device_access(cx);
+            }
+        }
     }
 
     #[inline]
@@ -56,8 +69,7 @@ impl<P: Platform> VirtCpu<P> {
         let host_tsc = cx.platform.tsc();
         let guest_tsc = host_tsc.wrapping_add(self.msrs.tsc_offset());
         let effect = self.apic.set_tsc_deadline(cx.clock.at(host_tsc), guest_tsc, cx.clock.to_ns(), value);
-        self.vm.board.lapic_effect(self.id, effect);
-        self.after_device_access(cx);
+        self.apic_effect(cx, effect);
     }
 
     #[cold]

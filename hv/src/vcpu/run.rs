@@ -143,7 +143,19 @@ impl<P: Platform> VirtCpu<P> {
         Ok(())
     }
 
-    /// True if a halted vCPU has a reason to go on.
+    /// True if the vCPU executes nothing until something comes for it.
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.activity != Activity::Running
+    }
+
+    /// It goes on because [`VirtCpu::wakes`]. One that waits for a SIPI finds it by itself.
+    pub(crate) fn wake_up(&mut self) {
+        if self.activity == Activity::Halted {
+            self.activity = Activity::Running;
+        }
+    }
+
+    /// True if a halted vCPU has a reason to go on. Reads nothing from the hardware.
     pub fn wakes(&self) -> bool {
         match self.activity {
             Activity::Running => true,
@@ -153,7 +165,7 @@ impl<P: Platform> VirtCpu<P> {
                 self.apic.attention()
                     && (self.apic.nmi_pending()
                         || self.apic.startup_pending()
-                        || self.hw.rflags() & x86defs::Rflags::IF.bits() != 0 && self.vm.board.router.pending(self.id).is_some())
+                        || self.interruptible && self.vm.board.router.pending(self.id).is_some())
             }
         }
     }
@@ -161,6 +173,7 @@ impl<P: Platform> VirtCpu<P> {
     fn hlt(&mut self) -> Result<Resume, Stop> {
         // Completed here, so that the STI before it does not hold back the interrupt that ends it.
         self.hw.complete(Resume::Advance);
+        self.interruptible = self.hw.rflags() & x86defs::Rflags::IF.bits() != 0;
         self.activity = Activity::Halted;
         if self.wakes() {
             self.activity = Activity::Running;
@@ -218,11 +231,17 @@ impl<P: Platform> VirtCpu<P> {
         Resume::Advance
     }
 
-    /// Looks at what a device access did besides: re-arms the timer, and ends the guest if it asked for that.
+    /// Looks at what a device access did besides: re-arms the timer, and wakes other vCPUs.
     #[inline]
     pub(super) fn after_device_access(&self, cx: &Context<'_, P>) {
         if self.vm.board.take_timers_changed() {
-            cx.arm(self.vm.deadline());
+            self.vm.set_home(cx.cpu);
+            cx.arm(self.vm.board.deadline());
+            cx.arm(self.apic.deadline());
+        }
+        let woken = self.vm.board.router.take_woken();
+        if !woken.is_empty() {
+            (cx.wake)(&self.vm, woken);
         }
     }
 

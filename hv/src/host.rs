@@ -1,0 +1,293 @@
+//! The guests of this host: reads their configurations, builds them, and sees to their ends.
+
+use crate::{
+    clock::Clock,
+    config::{self, Action, ConfigError, Key, Reason},
+    console::Console,
+    log,
+    options::{Autostart, OnLastGuest, Options},
+    run::{BootInfo, Module},
+    sched::{CpuMask, Policy, Scheduler, Share, TaskId},
+    vcpu::VirtCpu,
+    vm::{Blueprint, End, Vm},
+};
+use alloc::{boxed::Box, collections::VecDeque, sync::Arc, vec::Vec};
+use spin::Mutex;
+use x86defs::Platform;
+
+/// What all CPUs share.
+///
+/// Lock order: `guests`, then `sched`; a device's locks come after both.
+pub(crate) struct Host<P: Platform> {
+    pub(crate) platform: &'static P,
+    options: Options,
+    modules: &'static [Module],
+    pub(crate) clock: Clock,
+    pub(crate) console: Arc<Console>,
+    pub(crate) sched: Mutex<Scheduler<Box<VirtCpu<P>>>>,
+    pub(crate) guests: Mutex<Guests<P>>,
+}
+
+/// Guests by their state.
+pub(crate) struct Guests<P: Platform> {
+    /// Not started yet.
+    waiting: VecDeque<Arc<Blueprint>>,
+    pub(crate) running: Vec<Arc<Vm<P>>>,
+    /// Ended ones that their configuration wants kept.
+    preserved: Vec<Arc<Vm<P>>>,
+    /// Being built at the moment.
+    building: u32,
+    next_id: u32,
+    started: bool,
+    announced_end: bool,
+}
+
+impl<P: Platform> Host<P> {
+    pub(crate) fn new(platform: &'static P, boot: &BootInfo) -> Self {
+        let clock = Clock::new(platform.tsc(), platform.tsc_hz());
+        Self {
+            platform,
+            options: boot.options.clone(),
+            modules: boot.modules,
+            clock,
+            console: Arc::new(Console::default()),
+            sched: Mutex::new(Scheduler::new(Policy::Credit2, platform.cpus(), clock.now(platform))),
+            guests: Mutex::new(Guests {
+                waiting: VecDeque::new(),
+                running: Vec::new(),
+                preserved: Vec::new(),
+                building: 0,
+                next_id: 1,
+                started: false,
+                announced_end: false,
+            }),
+        }
+    }
+
+    /// Every module whose name ends in `.cfg` configures a guest. A bad one is refused by name; the others go on.
+    pub(crate) fn read_configs(&self) {
+        let mut guests = self.guests.lock();
+        for module in self.modules.iter().filter(|m| m.name.ends_with(".cfg")) {
+            let checked = config::parse_bytes(module.name, module.data).and_then(|guest| {
+                if guests.waiting.iter().any(|other| other.config.name == guest.name) {
+                    return Err(Vec::from([guest.error(Key::Name, Reason::NameInUse)]));
+                }
+                Blueprint::new(guest, self.modules).map_err(|error| Vec::from([error]))
+            });
+            match checked {
+                Ok(blueprint) => {
+                    for remark in &blueprint.config.warnings {
+                        log::warn!("config {remark}");
+                    }
+                    guests.waiting.push_back(Arc::new(blueprint));
+                }
+                Err(errors) => refuse(module.name, &errors),
+            }
+        }
+        if guests.waiting.is_empty() {
+            log::always!("no guest to start: no module is a usable guest configuration (*.cfg)");
+        }
+    }
+
+    /// Starts all waiting guests, or (`autostart=sequential`) the first of them.
+    pub(crate) fn start_next(&self) {
+        loop {
+            let Some(blueprint) = self.next_waiting() else { break };
+            let running = self.start(&blueprint);
+            if running && self.options.autostart == Autostart::Sequential {
+                break;
+            }
+        }
+    }
+
+    fn next_waiting(&self) -> Option<Arc<Blueprint>> {
+        let mut guests = self.guests.lock();
+        guests.started = true;
+        guests.waiting.pop_front()
+    }
+
+    /// Builds a guest and lets its vCPUs run. False if it was refused.
+    fn start(&self, blueprint: &Arc<Blueprint>) -> bool {
+        let name = &blueprint.config.name;
+        let id = {
+            let mut guests = self.guests.lock();
+            guests.building += 1;
+            guests.next_id += 1;
+            guests.next_id - 1
+        };
+        // Without the lock: it takes a while.
+        let built = Vm::build(self.platform, &self.clock, &self.console, blueprint, id);
+        let mut guests = self.guests.lock();
+        guests.building -= 1;
+        let (vm, vcpus) = match built {
+            Ok(built) => built,
+            Err(error) => {
+                drop(guests);
+                refuse(name, &[error]);
+                return false;
+            }
+        };
+        log::always!("guest {name}: started");
+        if self.console.focus().is_none() {
+            self.console.set_focus(Some(id));
+            log::always!("console: input goes to guest {name}");
+        }
+        guests.running.push(vm.clone());
+        drop(guests);
+        self.enqueue(&vm, vcpus);
+        true
+    }
+
+    fn enqueue(&self, vm: &Vm<P>, vcpus: Vec<VirtCpu<P>>) {
+        let now = self.clock.now(self.platform);
+        let mut kicks = CpuMask::EMPTY;
+        let mut sched = self.sched.lock();
+        sched.set_share(vm.id, Share::default(), now);
+        for vcpu in vcpus {
+            let id = TaskId { vm: vm.id, vcpu: vcpu.id };
+            let asleep = vcpu.is_asleep();
+            sched.add(id, Box::new(vcpu), CpuMask::first(self.platform.cpus()), false);
+            if sched.is_waiting_for_cpu(id) {
+                log::warn!("guest {}: vCPU {} has to wait for a CPU of its own", vm.name(), id.vcpu);
+            }
+            if !asleep && let Some(cpu) = sched.wake(id) {
+                kicks.insert(cpu);
+            }
+        }
+        drop(sched);
+        self.kick_all(kicks);
+    }
+
+    fn kick_all(&self, cpus: CpuMask) {
+        let here = self.platform.this_cpu();
+        for cpu in cpus.iter().filter(|&cpu| cpu != here) {
+            self.platform.kick(cpu);
+        }
+    }
+
+    /// Ends a guest: its vCPUs stop wherever they are, and the last of them takes the guest apart.
+    pub(crate) fn stop(&self, vm: &Arc<Vm<P>>, end: End) {
+        vm.set_end(end);
+        let (payloads, kicks) = self.sched.lock().doom(vm.id);
+        self.kick_all(kicks);
+        for vcpu in payloads {
+            self.dispose(vcpu);
+        }
+    }
+
+    /// Drops a vCPU that no CPU holds any more.
+    pub(crate) fn dispose(&self, vcpu: Box<VirtCpu<P>>) {
+        let vm = vcpu.vm.clone();
+        drop(vcpu);
+        if vm.vcpu_gone() {
+            self.finish(vm);
+        }
+    }
+
+    /// A guest's last vCPU is gone: says so, and does what its configuration says.
+    fn finish(&self, vm: Arc<Vm<P>>) {
+        let blueprint = vm.blueprint.clone();
+        let end = vm.end().unwrap_or(End::PowerOff);
+        vm.finish_output(self.platform);
+        self.guests.lock().running.retain(|other| other.id != vm.id);
+        let name = &blueprint.config.name;
+        log::always!("guest {name}: ended: {end}");
+        let had_focus = self.console.focus() == Some(vm.id);
+        if had_focus {
+            self.console.set_focus(None);
+        }
+        let action = match end {
+            End::PowerOff | End::DebugExit(_) => blueprint.config.on_poweroff,
+            End::Reboot => blueprint.config.on_reboot,
+            End::Crash(_) => blueprint.config.on_crash,
+        };
+        match action {
+            // A guest that left by the debug port has given its verdict; running it again would give another.
+            Action::Restart if !matches!(end, End::DebugExit(_)) => {
+                let cause = match end {
+                    End::PowerOff | End::DebugExit(_) => "on_poweroff",
+                    End::Reboot => "on_reboot",
+                    End::Crash(_) => "on_crash",
+                };
+                // Its memory must be free before the new one takes as much.
+                free(vm);
+                log::always!("guest {name}: restarting ({cause})");
+                self.start(&blueprint);
+            }
+            Action::RenameRestart => {
+                log::always!("guest {name}: kept as {name}-{}, restarting", vm.id);
+                self.guests.lock().preserved.push(vm);
+                self.start(&blueprint);
+            }
+            Action::Preserve => {
+                log::always!("guest {name}: preserved");
+                self.guests.lock().preserved.push(vm);
+            }
+            Action::Destroy | Action::Restart => drop(vm),
+        }
+        if had_focus && self.console.focus().is_none() {
+            self.pass_focus();
+        }
+        let start_more = {
+            let guests = self.guests.lock();
+            guests.running.is_empty() && guests.building == 0 && !guests.waiting.is_empty()
+        };
+        if start_more {
+            self.start_next();
+        }
+        // It may have something to say now.
+        self.kick_all(CpuMask::single(0));
+    }
+
+    /// Gives the console's input to the first guest.
+    fn pass_focus(&self) {
+        let guests = self.guests.lock();
+        if let Some(next) = guests.running.first() {
+            self.console.set_focus(Some(next.id));
+            log::always!("console: input goes to guest {}", next.name());
+        }
+    }
+
+    fn nobody_left(guests: &Guests<P>) -> bool {
+        guests.started && guests.running.is_empty() && guests.waiting.is_empty() && guests.building == 0
+    }
+
+    /// True once, when the last guest has ended.
+    pub(crate) fn finished(&self) -> bool {
+        let mut guests = self.guests.lock();
+        let finished = Self::nobody_left(&guests) && !guests.announced_end;
+        guests.announced_end |= finished;
+        finished
+    }
+
+    /// True if no guest is left and the host is not to wait for more.
+    pub(crate) fn is_deserted(&self) -> bool {
+        let guests = self.guests.lock();
+        Self::nobody_left(&guests) && (!guests.announced_end || self.options.on_last_guest != OnLastGuest::Stay)
+    }
+
+    /// After the last guest.
+    pub(crate) fn finish_all(&self) {
+        log::always!("all guests ended");
+        match self.options.on_last_guest {
+            OnLastGuest::Stay => {}
+            OnLastGuest::PowerOff => self.platform.power_off(),
+            OnLastGuest::Reboot => self.platform.reset(),
+        }
+    }
+}
+
+/// Drops a guest's last part, so that its memory is free at the return. Other CPUs may still hold the guest for a moment, on their way out of its end
+/// or of the console.
+fn free<P: Platform>(vm: Arc<Vm<P>>) {
+    while Arc::strong_count(&vm) > 1 {
+        core::hint::spin_loop();
+    }
+}
+
+fn refuse(guest: &str, errors: &[ConfigError]) {
+    for error in errors {
+        log::always!("config {error}");
+    }
+    log::always!("guest {guest}: refused");
+}
