@@ -13,6 +13,7 @@ pub mod linux;
 pub mod list;
 pub mod machine;
 pub mod session;
+pub mod shares;
 pub mod size;
 pub mod suite;
 mod sys;

@@ -4,7 +4,7 @@
 
 use crate::{
     lines::GuestEnd,
-    machine::{Accel, Firmware, Spec, Vendor},
+    machine::{Accel, Clock, Firmware, Spec, Vendor},
     size::MemorySize,
 };
 
@@ -13,12 +13,14 @@ use crate::{
 pub enum Platform {
     SvmQemu,
     SvmUefi,
+    /// QEMU counting instructions: what happens in it does not depend on the machine that it runs on.
+    SvmIcount,
     VmxBochs,
     SvmBochs,
 }
 
 impl Platform {
-    pub const ALL: [Self; 4] = [Self::SvmQemu, Self::SvmUefi, Self::VmxBochs, Self::SvmBochs];
+    pub const ALL: [Self; 5] = [Self::SvmQemu, Self::SvmUefi, Self::SvmIcount, Self::VmxBochs, Self::SvmBochs];
 
     /// The first part of a test's name.
     #[must_use]
@@ -26,6 +28,7 @@ impl Platform {
         match self {
             Self::SvmQemu => "svm/qemu",
             Self::SvmUefi => "svm/uefi",
+            Self::SvmIcount => "svm/icount",
             Self::VmxBochs => "vmx/bochs",
             Self::SvmBochs => "svm/bochs",
         }
@@ -34,7 +37,7 @@ impl Platform {
     #[must_use]
     pub const fn spec(self) -> Spec {
         let spec = match self {
-            Self::SvmQemu | Self::SvmUefi => Spec::new(Accel::Tcg, Vendor::Amd),
+            Self::SvmQemu | Self::SvmUefi | Self::SvmIcount => Spec::new(Accel::Tcg, Vendor::Amd),
             Self::VmxBochs => Spec::new(Accel::Bochs, Vendor::Intel),
             Self::SvmBochs => Spec::new(Accel::Bochs, Vendor::Amd),
         };
@@ -42,7 +45,11 @@ impl Platform {
             Self::SvmUefi => Firmware::Uefi,
             _ => Firmware::Bios,
         };
-        Spec { firmware, ..spec }
+        let clock = match self {
+            Self::SvmIcount => Clock::Instructions,
+            _ => spec.clock,
+        };
+        Spec { firmware, clock, ..spec }
     }
 }
 
@@ -135,6 +142,7 @@ pub const GUESTS: &[GuestTest] = &[
     pass("self-ipi"),
     pass("x2apic"),
     pass("serial-irq"),
+    pass("work"),
     ends("debug-exit", Expect::Status(0x55)),
     // Bochs' AMD model does not know the SHUTDOWN intercept: it stops the emulator at a guest's triple fault.
     GuestTest { name: "triple-fault", expect: Expect::Crash("triple fault"), on: &[Platform::SvmQemu, Platform::VmxBochs] },
@@ -155,8 +163,14 @@ const GUEST_MEMORY_MIB: u32 = 32;
 /// The configuration that runs `case` once.
 #[must_use]
 pub fn guest_config(case: &str) -> String {
+    guest_config_of(case, case)
+}
+
+/// The configuration of guest `name` that runs `case`, which may have options behind it.
+#[must_use]
+pub fn guest_config_of(name: &str, case: &str) -> String {
     format!(
-        "name = \"{case}\"\ntype = \"hvm\"\nmemory = {GUEST_MEMORY_MIB}\nvcpus = 1\nkernel = \"{GUEST_KERNEL}\"\n\
+        "name = \"{name}\"\ntype = \"hvm\"\nmemory = {GUEST_MEMORY_MIB}\nvcpus = 1\nkernel = \"{GUEST_KERNEL}\"\n\
          cmdline = \"test={case}\"\nisa_debug_exit = 0xf4\n\
          on_poweroff = \"destroy\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n"
     )

@@ -22,6 +22,7 @@ use crate::{
     list::{self, Expect, GuestTest, LinuxTest, Platform, RefusalTest},
     machine::{Machine, Spec},
     session::{self, End, Mailbox, Message, Observer, Options, Outcome},
+    shares::{SHARES, ShareTest},
 };
 
 /// What the tests run with.
@@ -61,6 +62,7 @@ enum Job {
     Together(Platform),
     Refusals(Platform, Vec<RefusalTest>),
     Linux(LinuxTest, Vec<&'static str>),
+    Shares(Platform, ShareTest),
 }
 
 /// Tests chosen from the list.
@@ -89,6 +91,8 @@ impl Plan {
             if list::TOGETHER_ON.contains(&platform) && wanted(TOGETHER) {
                 jobs.push(Job::Together(platform));
             }
+            let shares = SHARES.iter().filter(|t| t.on.contains(&platform) && wanted(t.name));
+            jobs.extend(shares.map(|t| Job::Shares(platform, *t)));
             if list::REFUSALS_ON.contains(&platform) {
                 let refusals: Vec<_> = list::REFUSALS.iter().filter(|t| wanted(&refusal_name(t))).copied().collect();
                 if !refusals.is_empty() {
@@ -165,7 +169,9 @@ const OPTIONS: &str = "com1=115200,8n1 console=com1 on_last_guest=poweroff";
 impl Job {
     const fn platform(&self) -> Platform {
         match self {
-            Self::Guests(platform, _) | Self::Together(platform) | Self::Refusals(platform, _) => *platform,
+            Self::Guests(platform, _) | Self::Together(platform) | Self::Refusals(platform, _) | Self::Shares(platform, _) => {
+                *platform
+            }
             Self::Linux(test, _) => test.on,
         }
     }
@@ -174,6 +180,7 @@ impl Job {
         let units = match self {
             Self::Guests(_, tests) => 2 + tests.len() as u32,
             Self::Together(_) | Self::Refusals(..) => 2,
+            Self::Shares(_, test) => 10 * test.cpus,
             Self::Linux(..) => 100,
         };
         self.platform().spec().slowness() * units
@@ -184,6 +191,7 @@ impl Job {
         match self {
             Self::Guests(_, tests) => tests.iter().map(|t| test_name(platform, t.name)).collect(),
             Self::Together(_) => vec![test_name(platform, TOGETHER)],
+            Self::Shares(_, test) => vec![test_name(platform, test.name)],
             Self::Refusals(_, tests) => tests.iter().map(|t| test_name(platform, &refusal_name(t))).collect(),
             Self::Linux(_, checks) => checks.iter().map(|c| test_name(platform, c)).collect(),
         }
@@ -194,6 +202,7 @@ impl Job {
         let result = match self {
             Self::Guests(platform, tests) => run_guests(assets, *platform, tests, sender),
             Self::Together(platform) => run_together(assets, *platform, sender),
+            Self::Shares(platform, test) => run_shares(assets, *platform, test, sender),
             Self::Refusals(platform, tests) => run_refusals(assets, *platform, tests, sender),
             Self::Linux(test, checks) => run_linux(assets, *test, checks, sender),
         };
@@ -381,6 +390,28 @@ fn run_together(assets: &Assets, platform: Platform, sender: &Sender<Report>) ->
     let outcome = boot(assets, &spec, "parallel", modules, "", Limits::between_events(&spec), &mut record)?;
     let result = check_together(&outcome).map_err(|reason| Failure { reason, console: record.lines });
     let _ = sender.send(Report { name: test_name(platform, TOGETHER), result, took: start.elapsed() });
+    Ok(())
+}
+
+fn run_shares(assets: &Assets, platform: Platform, test: &ShareTest, sender: &Sender<Report>) -> Result<()> {
+    let start = Instant::now();
+    let spec = test.spec(platform);
+    let mut modules = Modules::default();
+    add_guest_kernel(assets, &mut modules)?;
+    for (n, worker) in test.workers.iter().enumerate() {
+        let name = ShareTest::guest(n);
+        let config = list::guest_config_of(&name, &format!("work ms={}", test.ms));
+        let config = format!("{config}cpu_weight = {}\ncap = {}\n", worker.weight, worker.cap);
+        modules.add_bytes(&format!("{name}.cfg"), config.into_bytes());
+    }
+    let mut record = Record::default();
+    let outcome = boot(assets, &spec, "parallel", modules, "", Limits::between_events(&spec), &mut record)?;
+    let result = match outcome.end {
+        End::AllEnded => test.check(&record.lines),
+        ref end => Err(end.to_string()),
+    };
+    let result = result.map_err(|reason| Failure { reason, console: record.lines });
+    let _ = sender.send(Report { name: test_name(platform, test.name), result, took: start.elapsed() });
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod exits;
 mod irq;
 mod modes;
 mod timers;
+mod work;
 
 use crate::rt::BootInfo;
 
@@ -60,4 +61,5 @@ pub const ALL: &[(&str, fn(&BootInfo))] = &[
     ("reset-8042", ends::reset_8042),
     ("power-off", ends::power_off),
     ("bench", bench::run),
+    ("work", work::work),
 ];

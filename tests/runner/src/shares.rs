@@ -1,0 +1,135 @@
+//! How the hypervisor shares CPU time: guests that only work, started together, and what each of them got done.
+//!
+//! Work is compared between two marks that each guest sets by its own clock, away from the start and the end, when not all run.
+
+use std::collections::BTreeMap;
+
+use crate::{list::Platform, machine::Spec};
+
+/// One guest of a share test.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Worker {
+    pub weight: u16,
+    /// Percent of a CPU; 0 for none.
+    pub cap: u32,
+    /// Its part of all work done, in the same unit for all guests of the test.
+    pub part: u32,
+}
+
+const fn worker(weight: u16, cap: u32, part: u32) -> Worker {
+    Worker { weight, cap, part }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ShareTest {
+    pub name: &'static str,
+    /// Host CPUs.
+    pub cpus: u32,
+    /// How long each guest works, in ms.
+    pub ms: u32,
+    pub workers: &'static [Worker],
+    /// How far from its part a guest's work may be, in percent.
+    pub tolerance: u32,
+    pub on: &'static [Platform],
+}
+
+const EMULATORS: &[Platform] = &[Platform::SvmIcount, Platform::VmxBochs];
+
+pub const SHARES: &[ShareTest] = &[
+    ShareTest {
+        name: "shares-weight",
+        cpus: 1,
+        ms: 1200,
+        workers: &[worker(256, 0, 1), worker(512, 0, 2)],
+        tolerance: 2,
+        on: EMULATORS,
+    },
+    ShareTest {
+        name: "shares-cap",
+        cpus: 1,
+        ms: 1200,
+        workers: &[worker(256, 25, 1), worker(256, 0, 3)],
+        tolerance: 2,
+        on: EMULATORS,
+    },
+    ShareTest {
+        name: "shares-equal",
+        cpus: 2,
+        ms: 1000,
+        workers: &[worker(256, 0, 1); 16],
+        tolerance: 3,
+        on: &[Platform::VmxBochs],
+    },
+];
+
+impl ShareTest {
+    pub(crate) fn spec(&self, platform: Platform) -> Spec {
+        Spec { cpus: self.cpus, ..platform.spec() }
+    }
+
+    pub(crate) fn guest(n: usize) -> String {
+        format!("worker{n}")
+    }
+
+    /// Judges the console's lines.
+    pub(crate) fn check(&self, console: &[String]) -> Result<(), String> {
+        let done: Vec<u64> = (0..self.workers.len()).map(|n| work_of(n, console)).collect::<Result<_, _>>()?;
+        let parts: u64 = self.workers.iter().map(|w| u64::from(w.part)).sum();
+        let total: u64 = done.iter().sum();
+        for (n, (work, worker)) in done.iter().zip(self.workers).enumerate() {
+            let want = total * u64::from(worker.part) / parts;
+            if work.abs_diff(want) * 100 > want * u64::from(self.tolerance) {
+                return Err(format!(
+                    "{} (weight {}, cap {}) did {work} units of {total}, want {want} within {} %; all: {done:?}",
+                    Self::guest(n),
+                    worker.weight,
+                    worker.cap,
+                    self.tolerance
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Units that a guest did between its first and its third mark. The first guest has the console, so its lines are as it writes them.
+fn work_of(n: usize, console: &[String]) -> Result<u64, String> {
+    let guest = ShareTest::guest(n);
+    let prefix = if n == 0 { "work ".to_owned() } else { format!("({guest}) work ") };
+    let marks: BTreeMap<u32, u64> = console
+        .iter()
+        .filter_map(|line| {
+            let (n, units) = line.strip_prefix(&prefix)?.split_once(' ')?;
+            Some((n.parse().ok()?, units.trim().parse().ok()?))
+        })
+        .collect();
+    match (marks.get(&1), marks.get(&3)) {
+        (Some(first), Some(third)) if third > first => Ok(third - first),
+        _ => Err(format!("{guest} did not work, or said so where nobody saw it: {marks:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn console(work: &[(u64, u64)]) -> Vec<String> {
+        work.iter()
+            .enumerate()
+            .flat_map(|(n, (first, third))| {
+                let name = if n == 0 { String::new() } else { format!("(worker{n}) ") };
+                [format!("{name}work 1 {first}"), format!("{name}work 2 0"), format!("{name}work 3 {third}")]
+            })
+            .collect()
+    }
+
+    #[test]
+    fn parts_are_judged_with_the_tolerance() {
+        let test = &SHARES[0];
+        assert_eq!(test.check(&console(&[(50, 150), (100, 300)])), Ok(()));
+        assert_eq!(test.check(&console(&[(50, 151), (100, 300)])), Ok(()));
+        assert!(test.check(&console(&[(50, 155), (100, 300)])).is_err());
+        assert!(test.check(&console(&[(50, 150)])).is_err(), "one said nothing");
+        assert!(test.check(&console(&[(50, 50), (100, 300)])).is_err(), "one stood still");
+    }
+}
