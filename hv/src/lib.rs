@@ -20,6 +20,9 @@ pub mod board;
 pub mod clock;
 pub mod config;
 pub mod console;
+pub mod cpulist;
+#[path = "sched/cpumask.rs"]
+pub mod cpumask;
 pub mod e820;
 mod host;
 pub mod layout;
@@ -28,6 +31,7 @@ pub mod log;
 pub mod options;
 mod run;
 mod sched;
+pub mod shell;
 #[cfg(test)]
 mod testing;
 pub mod vcpu;

@@ -117,6 +117,12 @@ pub fn note_column(at_line_start: bool) {
     LOGGER.at_line_start.store(at_line_start, Ordering::Relaxed);
 }
 
+/// True if the console's cursor is at the start of a line, as far as the log knows.
+#[must_use]
+pub fn at_line_start() -> bool {
+    LOGGER.at_line_start.load(Ordering::Relaxed)
+}
+
 /// Ends an unfinished line that was written past the log, if there is one.
 pub fn fresh_line() {
     let _state = LOGGER.state.lock();

@@ -89,7 +89,7 @@ pub(super) fn suggest(name: &str) -> Option<&'static str> {
 }
 
 /// Insertions, deletions, substitutions and swaps of neighbours between two names, case apart (optimal string alignment).
-fn distance(a: &[u8], b: &[u8]) -> usize {
+pub(crate) fn distance(a: &[u8], b: &[u8]) -> usize {
     const WIDTH: usize = 64;
     if b.len() >= WIDTH {
         return usize::MAX;

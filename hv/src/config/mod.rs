@@ -8,6 +8,7 @@ mod keys;
 
 pub use error::{ConfigError, Reason};
 pub use keys::Key;
+pub(crate) use keys::distance;
 
 use alloc::{format, string::String, vec::Vec};
 use toml::{
