@@ -7,11 +7,12 @@ use crate::{
     log,
     options::{Autostart, OnLastGuest, Options},
     sched::Scheduler,
-    vcpu::{Activity, Context, Stop, VirtCpu},
+    vcpu::{Context, Stop, VirtCpu},
     vm::{Blueprint, End, Vm},
 };
 use alloc::{collections::VecDeque, string::String, sync::Arc, vec::Vec};
 use core::cell::Cell;
+use devices::interrupt::CpuSet;
 use x86defs::{Platform, Time};
 
 /// A file that the boot loader put in memory.
@@ -163,8 +164,15 @@ impl<P: Platform> Host<P> {
         };
         let slice = if self.vcpus.others_ready() { Some(now + SLICE) } else { None };
         self.arm(slice);
-        let cx = Context { platform: self.platform, clock: self.clock, armed: &self.armed };
         self.vcpus.load(&mut vcpu);
+        let running = CpuSet::single(vcpu.id as usize);
+        // There is one CPU: it leaves the guest, and then sees that another vCPU is ready.
+        let wake = |_: &Vm<P>, woken: CpuSet| {
+            if woken != running {
+                self.platform.kick(0);
+            }
+        };
+        let cx = Context { platform: self.platform, clock: self.clock, cpu: 0, armed: &self.armed, wake: &wake };
         let stop = vcpu.run(&cx);
         match stop {
             Stop::Preempted | Stop::Yield | Stop::Halted => self.vcpus.put_back(vcpu),
@@ -299,7 +307,7 @@ fn refuse(guest: &str, errors: &[ConfigError]) {
 
 /// True for a vCPU that the CPU may be given to.
 pub(crate) fn ready<P: Platform>(vcpu: &VirtCpu<P>) -> bool {
-    vcpu.activity == Activity::Running || vcpu.wakes()
+    !vcpu.is_asleep() || vcpu.wakes()
 }
 
 #[cfg(test)]

@@ -1,9 +1,6 @@
 //! Who gets the CPU: round robin over the vCPUs that are ready, with a fixed slice.
 
-use crate::{
-    run::ready,
-    vcpu::{Activity, VirtCpu},
-};
+use crate::{run::ready, vcpu::VirtCpu};
 use alloc::collections::VecDeque;
 use x86defs::{Platform, Vcpu};
 
@@ -27,9 +24,7 @@ impl<P: Platform> Scheduler<P> {
     pub(crate) fn next(&mut self) -> Option<VirtCpu<P>> {
         let index = self.queue.iter().position(ready)?;
         let mut vcpu = self.queue.remove(index)?;
-        if vcpu.activity == Activity::Halted {
-            vcpu.activity = Activity::Running;
-        }
+        vcpu.wake_up();
         Some(vcpu)
     }
 

@@ -17,8 +17,8 @@ mod tests;
 use crate::{clock::Clock, vm::Vm};
 use alloc::{boxed::Box, sync::Arc};
 use core::fmt;
-use devices::lapic::LocalApic;
-use x86defs::{EntryFailure, Exception, Gpa, Platform, Resume, Time, Vcpu};
+use devices::{interrupt::CpuSet, lapic::LocalApic};
+use x86defs::{EntryFailure, Exception, Gpa, Platform, Resume, Time, Vcpu, VcpuState};
 
 pub use control::{Gp, Xcr0Policy};
 pub use cpuid::{APIC_BUS_HZ, BULKHEAD_BASE, CpuidContext, CpuidPolicy};
@@ -91,6 +91,8 @@ pub struct VirtCpu<P: Platform> {
     xcr0: Xcr0Policy,
     /// An interrupt or NMI window was asked for and has not come.
     window: bool,
+    /// It was halted with RFLAGS.IF set.
+    interruptible: bool,
     pub(crate) stats: Stats,
 }
 
@@ -106,8 +108,12 @@ pub struct Stats {
 pub struct Context<'a, P: Platform> {
     pub platform: &'a P,
     pub clock: Clock,
+    /// This CPU's number.
+    pub cpu: u32,
     /// The host TSC value this CPU's timer is armed for; `u64::MAX` if none.
     pub armed: &'a core::cell::Cell<u64>,
+    /// Tells vCPUs of the guest that there is something new for them.
+    pub wake: &'a dyn Fn(&Vm<P>, CpuSet),
 }
 
 impl<P: Platform> Context<'_, P> {
@@ -135,7 +141,12 @@ impl<P: Platform> VirtCpu<P> {
         xcr0: Xcr0Policy,
     ) -> Self {
         hw.set_tsc_offset(msrs.tsc_offset());
-        let activity = if id == 0 { Activity::Running } else { Activity::WaitForSipi };
+        let activity = if id == 0 {
+            Activity::Running
+        } else {
+            hw.set_state(&VcpuState::reset(cpuid.signature()));
+            Activity::WaitForSipi
+        };
         Self {
             hw,
             vm,
@@ -148,6 +159,7 @@ impl<P: Platform> VirtCpu<P> {
             pvclock: pvclock::PvClock::default(),
             xcr0,
             window: false,
+            interruptible: false,
             stats: Stats::default(),
         }
     }

@@ -23,6 +23,9 @@ pub enum Stop {
 impl<P: Platform> VirtCpu<P> {
     /// Runs until there is a reason to stop.
     pub fn run(&mut self, cx: &Context<'_, P>) -> Stop {
+        if self.activity == Activity::WaitForSipi && !self.apic.startup_pending() {
+            return Stop::Halted;
+        }
         loop {
             if (self.apic.attention() || self.window)
                 && let Err(stop) = self.deliver(cx)
@@ -118,32 +121,43 @@ impl<P: Platform> VirtCpu<P> {
         Ok(())
     }
 
-    /// INIT or SIPI (SDM vol. 3A, 11.4.3; without the wait-for-SIPI activity state of the CPU).
+    /// INIT or SIPI (SDM vol. 3A, 9.4 and 11.4.7.3), without the wait-for-SIPI activity state of the CPU.
     fn start_up(&mut self, startup: Startup) -> Result<(), Stop> {
         match startup {
+            // The boot processor goes on at the reset vector, where firmware is, which starts the machine anew.
+            Startup::Init if self.id == 0 => Err(Stop::End(End::Reboot)),
             Startup::Init => {
                 self.apic.init();
-                self.hw.set_state(&VcpuState::reset(self.cpuid.signature()));
-                if self.id != 0 {
-                    self.activity = Activity::WaitForSipi;
-                    return Err(Stop::Halted);
-                }
+                self.hw.set_state(&VcpuState::init(self.cpuid.signature(), self.hw.cr0()));
+                self.pvclock.reset();
+                self.activity = Activity::WaitForSipi;
+                Err(Stop::Halted)
             }
             Startup::Sipi(page) => {
                 if self.activity == Activity::WaitForSipi {
-                    let mut state = VcpuState::reset(self.cpuid.signature());
-                    state.cs.selector = u16::from(page) << 8;
-                    state.cs.base = u64::from(page) << 12;
-                    state.rip = 0;
+                    let mut state = self.hw.state();
+                    state.start_at_page(page);
                     self.hw.set_state(&state);
                     self.activity = Activity::Running;
                 }
+                Ok(())
             }
         }
-        Ok(())
     }
 
-    /// True if a halted vCPU has a reason to go on.
+    /// True if the vCPU executes nothing until something comes for it.
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.activity != Activity::Running
+    }
+
+    /// It goes on because [`VirtCpu::wakes`]. One that waits for a SIPI finds it by itself.
+    pub(crate) fn wake_up(&mut self) {
+        if self.activity == Activity::Halted {
+            self.activity = Activity::Running;
+        }
+    }
+
+    /// True if a halted vCPU has a reason to go on. Reads nothing from the hardware.
     pub fn wakes(&self) -> bool {
         match self.activity {
             Activity::Running => true,
@@ -153,7 +167,7 @@ impl<P: Platform> VirtCpu<P> {
                 self.apic.attention()
                     && (self.apic.nmi_pending()
                         || self.apic.startup_pending()
-                        || self.hw.rflags() & x86defs::Rflags::IF.bits() != 0 && self.vm.board.router.pending(self.id).is_some())
+                        || self.interruptible && self.vm.board.router.pending(self.id).is_some())
             }
         }
     }
@@ -161,6 +175,7 @@ impl<P: Platform> VirtCpu<P> {
     fn hlt(&mut self) -> Result<Resume, Stop> {
         // Completed here, so that the STI before it does not hold back the interrupt that ends it.
         self.hw.complete(Resume::Advance);
+        self.interruptible = self.hw.rflags() & x86defs::Rflags::IF.bits() != 0;
         self.activity = Activity::Halted;
         if self.wakes() {
             self.activity = Activity::Running;
@@ -218,11 +233,15 @@ impl<P: Platform> VirtCpu<P> {
         Resume::Advance
     }
 
-    /// Looks at what a device access did besides: re-arms the timer, and ends the guest if it asked for that.
+    /// Looks at what a device access did besides: re-arms the timer, and wakes other vCPUs.
     #[inline]
     pub(super) fn after_device_access(&self, cx: &Context<'_, P>) {
         if self.vm.board.take_timers_changed() {
             cx.arm(self.vm.deadline());
+        }
+        let woken = self.vm.board.router.take_woken();
+        if !woken.is_empty() {
+            (cx.wake)(&self.vm, woken);
         }
     }
 

@@ -46,7 +46,7 @@ impl Rig {
     }
 
     fn run(&mut self) -> Stop {
-        let cx = Context { platform: self.platform, clock: self.clock, armed: &self.armed };
+        let cx = Context { platform: self.platform, clock: self.clock, cpu: 0, armed: &self.armed, wake: &|_, _| {} };
         self.vcpu.run(&cx)
     }
 
@@ -59,7 +59,7 @@ impl Rig {
     /// The local APIC in x2APIC mode, enabled.
     fn enable_apic(&mut self) {
         self.vcpu.apic.set_base_msr(0xfee0_0d00, 40).unwrap();
-        let cx = Context { platform: self.platform, clock: self.clock, armed: &self.armed };
+        let cx = Context { platform: self.platform, clock: self.clock, cpu: 0, armed: &self.armed, wake: &|_, _| {} };
         assert_eq!(self.vcpu.msr_write(&cx, 0x80f, 0x1ff), Resume::Advance);
     }
 }
@@ -125,7 +125,11 @@ fn halt_sleeps_until_an_interrupt_and_completes_hlt_first() {
     assert!(!rig.vcpu.wakes());
     rig.vcpu.apic.post(0x55, Trigger::Edge);
     assert!(rig.vcpu.wakes());
+    let mut rig = Rig::new(&[Exit::Hlt]);
+    rig.enable_apic();
     rig.vcpu.hw.state.rflags &= !Rflags::IF.bits();
+    assert_eq!(rig.run(), Stop::Halted);
+    rig.vcpu.apic.post(0x55, Trigger::Edge);
     assert!(!rig.vcpu.wakes(), "an interrupt does not end HLT with IF clear");
     rig.vcpu.apic.post_nmi();
     assert!(rig.vcpu.wakes(), "an NMI does");
@@ -166,7 +170,7 @@ fn two_interrupts_come_in_order_of_priority() {
     let _ = rig.run();
     assert_eq!(rig.vcpu.hw.interrupts, [0x91]);
     rig.vcpu.hw.interruptible = true;
-    let cx = Context { platform: rig.platform, clock: rig.clock, armed: &rig.armed };
+    let cx = Context { platform: rig.platform, clock: rig.clock, cpu: 0, armed: &rig.armed, wake: &|_, _| {} };
     assert_eq!(rig.vcpu.msr_write(&cx, 0x80b, 0), Resume::Advance);
     let _ = rig.run();
     assert_eq!(rig.vcpu.hw.interrupts, [0x91, 0x41]);
@@ -192,7 +196,7 @@ fn timer_write_arms_the_host_timer() {
     let armed = rig.platform.timer.load(Ordering::Relaxed);
     assert!((6000..6010).contains(&armed), "host timer at {armed}");
     // It fires: the vector is pending.
-    rig.vcpu.vm.advance(rig.clock.at(armed));
+    rig.vcpu.apic.advance(rig.clock.at(armed));
     assert!(rig.vcpu.wakes() && rig.vcpu.apic.highest_pending() == Some(0x40));
 }
 
