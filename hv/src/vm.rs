@@ -162,7 +162,13 @@ impl<P: Platform> Vm<P> {
         let mut vcpus = Vec::new();
         for (n, apic) in (0..config.vcpus).zip(apics) {
             let cpuid = Box::new(CpuidPolicy::new(platform, n, config.vcpus, &xcr0));
-            let hw_config = VcpuConfig { id: n, cr4_allowed: cpuid.cr4_allowed(), intercept_rdtsc: false, apic_page: None };
+            let hw_config = VcpuConfig {
+                id: n,
+                vcpus: config.vcpus,
+                cr4_allowed: cpuid.cr4_allowed(),
+                intercept_rdtsc: false,
+                apic_page: None,
+            };
             let mut hw = platform.create_vcpu(&memory, &hw_config).map_err(create)?;
             if n == 0 {
                 hw.set_state(&entry);

@@ -27,6 +27,9 @@ pub enum CreateError {
 pub struct VcpuConfig {
     /// Index within the guest, 0 = boot processor.
     pub id: u32,
+    /// vCPUs of the guest. Those of several wait for each other, so that their PAUSE must exit: in loops, or each of them on a CPU that does
+    /// not tell loops.
+    pub vcpus: u32,
     /// CR4 bits that the guest's CPUID lets it set; a write of another bit must exit so that `hv` can raise #GP.
     pub cr4_allowed: u64,
     /// Exit on RDTSC (tsc_mode = "always_emulate").

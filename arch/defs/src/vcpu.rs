@@ -1,6 +1,6 @@
 //! The contract that both vendors fulfil: a vCPU that runs until it has a question.
 
-use crate::{DescriptorTable, Efer, Exception, Exit, Gprs, Resume, Segment, SegmentRegister, paging::PagingContext};
+use crate::{Cr0, DescriptorTable, Efer, Exception, Exit, Gprs, Resume, Segment, SegmentRegister, paging::PagingContext};
 
 /// The architectural state of a vCPU as plain data: set at INIT and at start, read for dumps, later saved and migrated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
@@ -28,7 +28,7 @@ pub struct VcpuState {
 }
 
 impl VcpuState {
-    /// The state after RESET or INIT (SDM vol. 3A, table 11-1): real mode at f000:fff0. `signature` is CPUID.1:EAX, which lands in EDX.
+    /// The state after RESET (SDM vol. 3A, table 11-1): real mode at f000:fff0. `signature` is CPUID.1:EAX, which lands in EDX.
     #[must_use]
     pub fn reset(signature: u32) -> Self {
         let data = Segment::real_mode(0, 3);
@@ -56,6 +56,21 @@ impl VcpuState {
             dr6: 0xffff_0ff0,
             dr7: 0x400,
         }
+    }
+
+    /// The state after INIT (the same table): as after RESET, but CR0.CD and CR0.NW stay as in `cr0`. What is not part of this state stays
+    /// altogether: x87 and vector registers, XCR0, the TSC, MTRRs, PAT and other MSRs.
+    #[must_use]
+    pub fn init(signature: u32, cr0: u64) -> Self {
+        let kept = (Cr0::CD | Cr0::NW).bits();
+        let reset = Self::reset(signature);
+        Self { cr0: reset.cr0 & !kept | cr0 & kept, ..reset }
+    }
+
+    /// Where a SIPI starts a processor (11.4.4): in real mode at the first byte of 4-KiB page `page`.
+    pub fn start_at_page(&mut self, page: u8) {
+        self.cs = Segment { base: u64::from(page) << 12, ..Segment::real_mode(u16::from(page) << 8, 0xb) };
+        self.rip = 0;
     }
 }
 

@@ -446,6 +446,8 @@ fn set_up(vmcb: &mut Vmcb, shared: &Shared, memory: &GuestRam, config: &VcpuConf
         control.intercept1 |= intercept1::PAUSE;
         control.pause_filter_count = PAUSE_COUNT;
         control.pause_filter_threshold = if shared.caps.pause_filter_threshold { PAUSE_THRESHOLD } else { 0 };
+    } else if config.vcpus > 1 {
+        control.intercept1 |= intercept1::PAUSE;
     }
     control.iopm_base = shared.maps.io.hpa().0;
     control.msrpm_base = shared.maps.msr.hpa().0;

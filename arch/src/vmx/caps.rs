@@ -155,6 +155,8 @@ pub struct Controls {
     pub entry: u32,
     /// RDTSC can be made to exit.
     pub rdtsc_exiting: bool,
+    /// For a CPU that has no PAUSE-loop exiting.
+    pub pause_exiting: bool,
     pub pages_2m: bool,
     pub pages_1g: bool,
     /// EPT keeps accessed and dirty flags.
@@ -303,6 +305,8 @@ impl Controls {
             exit,
             entry,
             rdtsc_exiting: raw.primary.can_set(PrimaryControls::RDTSC_EXITING.bits()),
+            pause_exiting: raw.primary.can_set(PrimaryControls::PAUSE_EXITING.bits())
+                && secondary & SecondaryControls::PAUSE_LOOP_EXITING.bits() == 0,
             pages_2m: raw.ept_vpid & ept_vpid::PAGES_2M != 0,
             pages_1g: raw.ept_vpid & ept_vpid::PAGES_1G != 0,
             ept_accessed_dirty: raw.ept_vpid & ept_vpid::ACCESSED_DIRTY != 0,

@@ -277,6 +277,7 @@ impl VmxVcpu {
             self.vmcs.write(field, value);
         }
         self.write_interruptibility(0);
+        self.lazy.init();
         if uses_pdptes(cr0, cr4, with_lma(efer, cr0)) {
             self.load_pdptes();
         }

@@ -156,6 +156,7 @@ impl VmxVcpu {
             None => None,
         };
         let rdtsc = if config.intercept_rdtsc && controls.rdtsc_exiting { PrimaryControls::RDTSC_EXITING.bits() } else { 0 };
+        let pause = if config.vcpus > 1 && controls.pause_exiting { PrimaryControls::PAUSE_EXITING.bits() } else { 0 };
         let [cr0_mask, cr4_mask] = super::state::owned_bits(controls, config.cr4_allowed);
         let mut vcpu = Self {
             frame: Box::new(UnsafeCell::new(Frame::default())),
@@ -164,7 +165,7 @@ impl VmxVcpu {
             pending: pending::FLUSH,
             events: Arbiter::new(),
             question: Question::default(),
-            primary: controls.primary | rdtsc,
+            primary: controls.primary | rdtsc | pause,
             controls: *controls,
             cr0_mask,
             cr4_mask,

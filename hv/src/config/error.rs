@@ -81,6 +81,11 @@ pub enum Reason {
         value: u64,
         max: u32,
     },
+    /// maxvcpus is not vcpus.
+    MaxvcpusDiffers {
+        maxvcpus: u64,
+        vcpus: u64,
+    },
     /// maxmem is not memory, both in MiB.
     MaxmemDiffers {
         maxmem: u64,
@@ -132,8 +137,10 @@ impl fmt::Display for Reason {
             Self::OutOfRange { value, min, max } => write!(f, "{value} is not a whole number of {min} to {max}"),
             Self::BadValue { value, expected } => write!(f, "bad value {value:?}, expected {expected}"),
             Self::UnsupportedValue { value } => write!(f, "{value:?} is known to xl, not supported yet"),
-            Self::TooManyVcpus { value, max: 1 } => write!(f, "{value} vCPUs: more than one is not supported yet"),
             Self::TooManyVcpus { value, max } => write!(f, "{value} vCPUs: more than {max} are not supported"),
+            Self::MaxvcpusDiffers { maxvcpus, vcpus } => {
+                write!(f, "{maxvcpus} is not vcpus' {vcpus}: adding vCPUs to a running guest is not supported yet")
+            }
             Self::MaxmemDiffers { maxmem, memory } => {
                 write!(f, "{maxmem} MiB is not memory's {memory} MiB: ballooning is not supported yet")
             }

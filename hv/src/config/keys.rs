@@ -9,6 +9,7 @@ pub enum Key {
     Memory,
     Maxmem,
     Vcpus,
+    Maxvcpus,
     Kernel,
     Ramdisk,
     Cmdline,
@@ -22,12 +23,13 @@ pub enum Key {
 }
 
 impl Key {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Name,
         Self::Type,
         Self::Memory,
         Self::Maxmem,
         Self::Vcpus,
+        Self::Maxvcpus,
         Self::Kernel,
         Self::Ramdisk,
         Self::Cmdline,
@@ -49,6 +51,7 @@ impl Key {
             Self::Memory => "memory",
             Self::Maxmem => "maxmem",
             Self::Vcpus => "vcpus",
+            Self::Maxvcpus => "maxvcpus",
             Self::Kernel => "kernel",
             Self::Ramdisk => "ramdisk",
             Self::Cmdline => "cmdline",
@@ -121,7 +124,7 @@ const XL_KEYS: &[&str] = &[
     "device_model_stubdomain_override", "device_model_stubdomain_seclabel", "device_model_user", "device_model_version",
     "device_tree", "disk", "dm_restrict", "driver_domain", "dtdev", "e820_host", "firmware", "gfx_passthru", "gic_version",
     "hap", "hdtype", "hpet", "init_seclabel", "iomem", "ioports", "irqs", "keymap", "llc_colors", "localtime",
-    "max_event_channels", "max_grant_frames", "max_grant_version", "max_maptrack_frames", "maxvcpus", "mca_caps", "mmio_hole",
+    "max_event_channels", "max_grant_frames", "max_grant_version", "max_maptrack_frames", "mca_caps", "mmio_hole",
     "ms_vm_genid", "msr_relaxed", "nestedhvm", "nographic", "nomigrate", "nr_spis", "nx", "on_soft_reset", "on_watchdog", "oos",
     "opengl", "p9", "pae", "passthrough", "pci", "pci_msitranslate", "pci_permissive", "pci_power_mgmt", "pci_seize", "pool",
     "pvcalls", "pvshim", "pvshim_cmdline", "pvshim_extra", "pvshim_path", "rdm", "rdm_mem_boundary", "rtc_timeoffset", "sdl",

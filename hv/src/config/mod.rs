@@ -17,7 +17,8 @@ use toml::{
 };
 
 /// Most vCPUs that a guest can have.
-pub const MAX_VCPUS: u32 = 1;
+pub const MAX_VCPUS: u32 = 32;
+const _: () = assert!(MAX_VCPUS as usize <= devices::interrupt::MAX_VCPUS && MAX_VCPUS <= crate::acpi::MAX_VCPUS);
 /// Most memory that can be asked for, in MiB (16 TiB). What there really is, the host says when the guest is created.
 pub const MAX_MEMORY_MIB: u64 = 1 << 24;
 /// Longest configuration that is read, in bytes.
@@ -339,10 +340,17 @@ impl<'t> Reader<'_, 't> {
     }
 
     fn vcpus(&mut self) -> Option<u32> {
-        if self.value(Key::Vcpus).is_none() {
-            return Some(1);
+        let value = match self.value(Key::Vcpus) {
+            Some(_) => self.number(Key::Vcpus, 1, u32::MAX.into()),
+            None => Some(1),
+        };
+        let maxvcpus = self.number(Key::Maxvcpus, 1, u32::MAX.into());
+        if let (Some(vcpus), Some(maxvcpus)) = (value, maxvcpus)
+            && maxvcpus != vcpus
+        {
+            self.refuse(Key::Maxvcpus, Reason::MaxvcpusDiffers { maxvcpus, vcpus });
         }
-        let value = self.number(Key::Vcpus, 1, u32::MAX.into())?;
+        let value = value?;
         match u32::try_from(value) {
             Ok(vcpus) if vcpus <= MAX_VCPUS => Some(vcpus),
             _ => {

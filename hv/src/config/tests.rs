@@ -78,6 +78,13 @@ fn numbers_may_stand_in_quotes_as_for_xl() {
 }
 
 #[test]
+fn vcpus_up_to_the_limit() {
+    assert_eq!(good("vcpus = 32").vcpus, 32);
+    assert_eq!(good("vcpus = 4\nmaxvcpus = 4").vcpus, 4);
+    assert_eq!(good("maxvcpus = 1").vcpus, 1);
+}
+
+#[test]
 fn every_bad_value_is_refused_with_its_line() {
     for (more, text) in [
         ("type = \"pv\"", "type: \"pv\" is known to xl, not supported yet"),
@@ -86,7 +93,9 @@ fn every_bad_value_is_refused_with_its_line() {
         ("maxmem = 512", "maxmem: 512 MiB is not memory's 256 MiB: ballooning is not supported yet"),
         ("maxmem = -1", "maxmem: -1 is not a whole number of 1 to 16777216"),
         ("vcpus = 0", "vcpus: 0 is not a whole number of 1 to 4294967295"),
-        ("vcpus = 2", "vcpus: 2 vCPUs: more than one is not supported yet"),
+        ("vcpus = 33", "vcpus: 33 vCPUs: more than 32 are not supported"),
+        ("maxvcpus = 4", "maxvcpus: 4 is not vcpus' 1: adding vCPUs to a running guest is not supported yet"),
+        ("maxvcpus = 0", "maxvcpus: 0 is not a whole number of 1 to 4294967295"),
         ("vcpus = 1.5", "vcpus: 1.5 is not a whole number of 1 to 4294967295"),
         ("vcpus = \"many\"", "vcpus: \"many\" is not a whole number of 1 to 4294967295"),
         ("vcpus = true", "vcpus: must be a whole number, not true or false"),
@@ -204,7 +213,7 @@ proptest! {
 
     /// Lines that look like a configuration: each key's value is anything.
     #[test]
-    fn no_value_panics(key in "name|memory|maxmem|vcpus|serial|cmdline|isa_debug_exit|on_crash|xyz|vif", value in "[-0-9a-z\"'\\[\\],;#{}= ._]{0,20}") {
+    fn no_value_panics(key in "name|memory|maxmem|vcpus|maxvcpus|serial|cmdline|isa_debug_exit|on_crash|xyz|vif", value in "[-0-9a-z\"'\\[\\],;#{}= ._]{0,20}") {
         if let Err(errors) = parse("p.cfg", &format!("{GOOD}{key} = {value}\n")) {
             for error in errors {
                 prop_assert!(error.to_string().starts_with("p.cfg:"));

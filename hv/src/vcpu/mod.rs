@@ -18,7 +18,7 @@ use crate::{clock::Clock, vm::Vm};
 use alloc::{boxed::Box, sync::Arc};
 use core::fmt;
 use devices::{interrupt::CpuSet, lapic::LocalApic};
-use x86defs::{EntryFailure, Exception, Gpa, Platform, Resume, Time, Vcpu};
+use x86defs::{EntryFailure, Exception, Gpa, Platform, Resume, Time, Vcpu, VcpuState};
 
 pub use control::{Gp, Xcr0Policy};
 pub use cpuid::{APIC_BUS_HZ, BULKHEAD_BASE, CpuidContext, CpuidPolicy};
@@ -141,7 +141,12 @@ impl<P: Platform> VirtCpu<P> {
         xcr0: Xcr0Policy,
     ) -> Self {
         hw.set_tsc_offset(msrs.tsc_offset());
-        let activity = if id == 0 { Activity::Running } else { Activity::WaitForSipi };
+        let activity = if id == 0 {
+            Activity::Running
+        } else {
+            hw.set_state(&VcpuState::reset(cpuid.signature()));
+            Activity::WaitForSipi
+        };
         Self {
             hw,
             vm,

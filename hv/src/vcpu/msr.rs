@@ -55,6 +55,12 @@ impl MsrState {
         self.tsc_offset
     }
 
+    /// The host TSC value at which the guest's TSC was zero, or would have been without the guest's writes to it. The same for all vCPUs.
+    #[must_use]
+    pub const fn tsc_origin(&self) -> u64 {
+        self.tsc_adjust.wrapping_sub(self.tsc_offset)
+    }
+
     fn efer_allowed(cpuid: &CpuidPolicy) -> u64 {
         let edx = cpuid.extended_edx();
         let mut allowed = 0;

@@ -26,6 +26,11 @@ impl PvClock {
     pub(super) const fn read(&self, index: u32) -> u64 {
         if index == SYSTEM_TIME { self.system_time } else { self.wall_clock }
     }
+
+    /// The guest no longer wants a clock page: after INIT, its memory may be used for something else.
+    pub(super) fn reset(&mut self) {
+        *self = Self::default();
+    }
 }
 
 /// Multiplier and shift such that ns = (ticks << shift) * mul >> 32 for a counter of `hz`.
@@ -68,9 +73,11 @@ impl<P: Platform> VirtCpu<P> {
             return;
         }
         let at = Gpa(self.pvclock.system_time & !ENABLE);
-        let host_tsc = cx.platform.tsc();
-        let guest_tsc = host_tsc.wrapping_add(self.msrs.tsc_offset());
-        let system_time = cx.clock.at(host_tsc).since(self.vm.started).0;
+        // All vCPUs count from the same point: were it "now", rounding would let one read a nanosecond less than another before it, which the
+        // flag below rules out.
+        let origin = self.msrs.tsc_origin();
+        let guest_tsc = origin.wrapping_add(self.msrs.tsc_offset());
+        let system_time = cx.clock.at(origin).since(self.vm.started).0;
         let (mul, shift) = scale(cx.clock.tsc_hz());
         // An odd version while the page changes; readers retry. An error is impossible: the address was checked, and RAM never moves.
         let old = self.vm.memory.read_u32(at).unwrap_or(0);

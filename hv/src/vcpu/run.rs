@@ -23,6 +23,9 @@ pub enum Stop {
 impl<P: Platform> VirtCpu<P> {
     /// Runs until there is a reason to stop.
     pub fn run(&mut self, cx: &Context<'_, P>) -> Stop {
+        if self.activity == Activity::WaitForSipi && !self.apic.startup_pending() {
+            return Stop::Halted;
+        }
         loop {
             if (self.apic.attention() || self.window)
                 && let Err(stop) = self.deliver(cx)
@@ -118,29 +121,28 @@ impl<P: Platform> VirtCpu<P> {
         Ok(())
     }
 
-    /// INIT or SIPI (SDM vol. 3A, 11.4.3; without the wait-for-SIPI activity state of the CPU).
+    /// INIT or SIPI (SDM vol. 3A, 9.4 and 11.4.7.3), without the wait-for-SIPI activity state of the CPU.
     fn start_up(&mut self, startup: Startup) -> Result<(), Stop> {
         match startup {
+            // The boot processor goes on at the reset vector, where firmware is, which starts the machine anew.
+            Startup::Init if self.id == 0 => Err(Stop::End(End::Reboot)),
             Startup::Init => {
                 self.apic.init();
-                self.hw.set_state(&VcpuState::reset(self.cpuid.signature()));
-                if self.id != 0 {
-                    self.activity = Activity::WaitForSipi;
-                    return Err(Stop::Halted);
-                }
+                self.hw.set_state(&VcpuState::init(self.cpuid.signature(), self.hw.cr0()));
+                self.pvclock.reset();
+                self.activity = Activity::WaitForSipi;
+                Err(Stop::Halted)
             }
             Startup::Sipi(page) => {
                 if self.activity == Activity::WaitForSipi {
-                    let mut state = VcpuState::reset(self.cpuid.signature());
-                    state.cs.selector = u16::from(page) << 8;
-                    state.cs.base = u64::from(page) << 12;
-                    state.rip = 0;
+                    let mut state = self.hw.state();
+                    state.start_at_page(page);
                     self.hw.set_state(&state);
                     self.activity = Activity::Running;
                 }
+                Ok(())
             }
         }
-        Ok(())
     }
 
     /// True if the vCPU executes nothing until something comes for it.
@@ -238,6 +240,10 @@ impl<P: Platform> VirtCpu<P> {
             self.vm.set_home(cx.cpu);
             cx.arm(self.vm.board.deadline());
             cx.arm(self.apic.deadline());
+        }
+        let woken = self.vm.board.router.take_woken();
+        if !woken.is_empty() {
+            (cx.wake)(&self.vm, woken);
         }
         let woken = self.vm.board.router.take_woken();
         if !woken.is_empty() {
