@@ -125,7 +125,7 @@ pub unsafe fn start(boot_information_at: u64, offset: u64) -> ! {
     if let Some(test) = crash_test {
         crash_now(test);
     }
-    crate::vendor::run(&hv::BootInfo { options, modules, version: crate::VERSION })
+    crate::vendor::run(&hv::BootInfo { options, modules, version: crate::VERSION, cmdline: information.command_line() })
 }
 
 /// RAM that is free as far as the loader knows.

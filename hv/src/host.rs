@@ -21,7 +21,9 @@ use x86defs::Platform;
 pub(crate) struct Host<P: Platform> {
     pub(crate) platform: &'static P,
     options: Options,
-    modules: &'static [Module],
+    pub(crate) version: &'static str,
+    pub(crate) cmdline: &'static str,
+    pub(crate) modules: &'static [Module],
     pub(crate) clock: Clock,
     pub(crate) console: Arc<Console>,
     pub(crate) sched: Mutex<Scheduler<Box<VirtCpu<P>>>>,
@@ -34,12 +36,20 @@ pub(crate) struct Guests<P: Platform> {
     waiting: VecDeque<Arc<Blueprint>>,
     pub(crate) running: Vec<Arc<Vm<P>>>,
     /// Ended ones that their configuration wants kept.
-    preserved: Vec<Arc<Vm<P>>>,
+    pub(crate) preserved: Vec<Arc<Vm<P>>>,
     /// Being built at the moment.
     building: u32,
     next_id: u32,
     started: bool,
     announced_end: bool,
+}
+
+impl<P: Platform> Guests<P> {
+    /// The names that are taken.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let waiting = self.waiting.iter().map(|blueprint| &*blueprint.config.name);
+        waiting.chain(self.running.iter().chain(&self.preserved).filter(|vm| !vm.is_renamed()).map(|vm| vm.name()))
+    }
 }
 
 impl<P: Platform> Host<P> {
@@ -48,6 +58,8 @@ impl<P: Platform> Host<P> {
         Self {
             platform,
             options: boot.options.clone(),
+            version: boot.version,
+            cmdline: boot.cmdline,
             modules: boot.modules,
             clock,
             console: Arc::new(Console::default()),
@@ -66,26 +78,35 @@ impl<P: Platform> Host<P> {
 
     /// Every module whose name ends in `.cfg` configures a guest. A bad one is refused by name; the others go on.
     pub(crate) fn read_configs(&self) {
-        let mut guests = self.guests.lock();
         for module in self.modules.iter().filter(|m| m.name.ends_with(".cfg")) {
-            let checked = config::parse_bytes(module.name, module.data).and_then(|guest| {
-                if guests.waiting.iter().any(|other| other.config.name == guest.name) {
-                    return Err(Vec::from([guest.error(Key::Name, Reason::NameInUse)]));
-                }
-                Blueprint::new(guest, self.modules).map_err(|error| Vec::from([error]))
-            });
-            match checked {
-                Ok(blueprint) => {
-                    for remark in &blueprint.config.warnings {
-                        log::warn!("config {remark}");
-                    }
-                    guests.waiting.push_back(Arc::new(blueprint));
-                }
-                Err(errors) => refuse(module.name, &errors),
+            if let Some(blueprint) = self.check(module) {
+                self.guests.lock().waiting.push_back(blueprint);
             }
         }
-        if guests.waiting.is_empty() {
+        if self.guests.lock().waiting.is_empty() {
             log::always!("no guest to start: no module is a usable guest configuration (*.cfg)");
+        }
+    }
+
+    /// Reads a module as a guest's configuration. Says what is wrong with it if it is refused.
+    pub(crate) fn check(&self, module: &Module) -> Option<Arc<Blueprint>> {
+        let checked = config::parse_bytes(module.name, module.data).and_then(|guest| {
+            if self.guests.lock().names().any(|name| name == guest.name) {
+                return Err(Vec::from([guest.error(Key::Name, Reason::NameInUse)]));
+            }
+            Blueprint::new(guest, self.modules).map_err(|error| Vec::from([error]))
+        });
+        match checked {
+            Ok(blueprint) => {
+                for remark in &blueprint.config.warnings {
+                    log::warn!("config {remark}");
+                }
+                Some(Arc::new(blueprint))
+            }
+            Err(errors) => {
+                refuse(module.name, &errors);
+                None
+            }
         }
     }
 
@@ -93,7 +114,7 @@ impl<P: Platform> Host<P> {
     pub(crate) fn start_next(&self) {
         loop {
             let Some(blueprint) = self.next_waiting() else { break };
-            let running = self.start(&blueprint);
+            let running = self.start(&blueprint, false).is_some();
             if running && self.options.autostart == Autostart::Sequential {
                 break;
             }
@@ -106,8 +127,8 @@ impl<P: Platform> Host<P> {
         guests.waiting.pop_front()
     }
 
-    /// Builds a guest and lets its vCPUs run. False if it was refused.
-    fn start(&self, blueprint: &Arc<Blueprint>) -> bool {
+    /// Builds a guest and lets its vCPUs run, unless it is to be paused. Returns its number, if it was not refused.
+    pub(crate) fn start(&self, blueprint: &Arc<Blueprint>, paused: bool) -> Option<u32> {
         let name = &blueprint.config.name;
         let id = {
             let mut guests = self.guests.lock();
@@ -124,21 +145,26 @@ impl<P: Platform> Host<P> {
             Err(error) => {
                 drop(guests);
                 refuse(name, &[error]);
-                return false;
+                return None;
             }
         };
-        log::always!("guest {name}: started");
+        log::always!("guest {name}: started{}", if paused { ", paused" } else { "" });
         if self.console.focus().is_none() {
-            self.console.set_focus(Some(id));
-            log::always!("console: input goes to guest {name}");
+            self.give_focus(&vm);
         }
         guests.running.push(vm.clone());
         drop(guests);
-        self.enqueue(&vm, vcpus);
-        true
+        self.enqueue(&vm, vcpus, paused);
+        Some(id)
     }
 
-    fn enqueue(&self, vm: &Vm<P>, vcpus: Vec<VirtCpu<P>>) {
+    /// Gives the console's input to a guest.
+    pub(crate) fn give_focus(&self, vm: &Vm<P>) {
+        self.console.set_focus(Some(vm.id));
+        log::always!("console: input goes to guest {}", vm.name());
+    }
+
+    fn enqueue(&self, vm: &Vm<P>, vcpus: Vec<VirtCpu<P>>, paused: bool) {
         let now = self.clock.now(self.platform);
         let mut kicks = CpuMask::EMPTY;
         let mut sched = self.sched.lock();
@@ -146,7 +172,7 @@ impl<P: Platform> Host<P> {
         for vcpu in vcpus {
             let id = TaskId { vm: vm.id, vcpu: vcpu.id };
             let asleep = vcpu.is_asleep();
-            sched.add(id, Box::new(vcpu), CpuMask::first(self.platform.cpus()), false);
+            sched.add(id, Box::new(vcpu), CpuMask::first(self.platform.cpus()), paused);
             if sched.is_waiting_for_cpu(id) {
                 log::warn!("guest {}: vCPU {} has to wait for a CPU of its own", vm.name(), id.vcpu);
             }
@@ -158,7 +184,7 @@ impl<P: Platform> Host<P> {
         self.kick_all(kicks);
     }
 
-    fn kick_all(&self, cpus: CpuMask) {
+    pub(crate) fn kick_all(&self, cpus: CpuMask) {
         let here = self.platform.this_cpu();
         for cpu in cpus.iter().filter(|&cpu| cpu != here) {
             self.platform.kick(cpu);
@@ -187,7 +213,11 @@ impl<P: Platform> Host<P> {
     /// A guest's last vCPU is gone: says so, and does what its configuration says.
     fn finish(&self, vm: Arc<Vm<P>>) {
         let blueprint = vm.blueprint.clone();
-        let end = vm.end().unwrap_or(End::PowerOff);
+        let end = match vm.end() {
+            // The operator has asked for a reboot, which the guest took for a shutdown.
+            Some(End::PowerOff) if vm.reboots_at_power_off() => End::Reboot,
+            end => end.unwrap_or(End::Destroyed),
+        };
         vm.finish_output(self.platform);
         self.guests.lock().running.retain(|other| other.id != vm.id);
         let name = &blueprint.config.name;
@@ -200,24 +230,26 @@ impl<P: Platform> Host<P> {
             End::PowerOff | End::DebugExit(_) => blueprint.config.on_poweroff,
             End::Reboot => blueprint.config.on_reboot,
             End::Crash(_) => blueprint.config.on_crash,
+            End::Destroyed => Action::Destroy,
         };
         match action {
             // A guest that left by the debug port has given its verdict; running it again would give another.
             Action::Restart if !matches!(end, End::DebugExit(_)) => {
                 let cause = match end {
-                    End::PowerOff | End::DebugExit(_) => "on_poweroff",
+                    End::PowerOff | End::DebugExit(_) | End::Destroyed => "on_poweroff",
                     End::Reboot => "on_reboot",
                     End::Crash(_) => "on_crash",
                 };
                 // Its memory must be free before the new one takes as much.
                 free(vm);
                 log::always!("guest {name}: restarting ({cause})");
-                self.start(&blueprint);
+                self.start(&blueprint, false);
             }
             Action::RenameRestart => {
-                log::always!("guest {name}: kept as {name}-{}, restarting", vm.id);
+                vm.rename();
+                log::always!("guest {name}: kept as {}, restarting", vm.kept_name());
                 self.guests.lock().preserved.push(vm);
-                self.start(&blueprint);
+                self.start(&blueprint, false);
             }
             Action::Preserve => {
                 log::always!("guest {name}: preserved");
@@ -243,8 +275,7 @@ impl<P: Platform> Host<P> {
     fn pass_focus(&self) {
         let guests = self.guests.lock();
         if let Some(next) = guests.running.first() {
-            self.console.set_focus(Some(next.id));
-            log::always!("console: input goes to guest {}", next.name());
+            self.give_focus(next);
         }
     }
 

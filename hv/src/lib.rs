@@ -21,13 +21,13 @@ pub mod clock;
 pub mod config;
 pub mod console;
 pub mod cpulist;
-#[path = "sched/cpumask.rs"]
 pub mod cpumask;
 pub mod e820;
 mod host;
 pub mod layout;
 pub mod loader;
 pub mod log;
+mod operate;
 pub mod options;
 mod run;
 mod sched;

@@ -29,6 +29,8 @@ pub struct BootInfo {
     pub modules: &'static [Module],
     /// Bulkhead's version.
     pub version: &'static str,
+    /// The hypervisor's command line.
+    pub cmdline: &'static str,
 }
 
 /// Starts the guests that the boot modules configure, and runs them on all CPUs. Returns only by switching the machine off or resetting it.
@@ -205,7 +207,12 @@ impl<P: Platform> Host<P> {
         let (cpu, id) = (worker.cpu, TaskId { vm: vcpu.vm.id, vcpu: vcpu.id });
         let wake = |vm: &Vm<P>, set: CpuSet| self.wake(vm, set, cpu, Some(id));
         let cx = Context { platform: self.platform, clock: self.clock, cpu, armed: &worker.armed, wake: &wake };
-        let end = match vcpu.run(&cx) {
+        if vcpu.vm.take_dump_request(vcpu.id) {
+            self.log_registers(&vcpu);
+        }
+        let stop = vcpu.run(&cx);
+        vcpu.vm.note(vcpu.id, vcpu.stats.exits, vcpu.is_offline());
+        let end = match stop {
             Stop::Preempted | Stop::Halted => None,
             Stop::Yield => {
                 worker.came = Came::Yielding;
@@ -215,7 +222,7 @@ impl<P: Platform> Host<P> {
             Stop::Crash(reason) => {
                 // The first to crash tells; the others have only been in the way.
                 if vcpu.vm.is_running() {
-                    self.report_crash(&vcpu);
+                    self.log_registers(&vcpu);
                 }
                 Some(End::Crash(reason))
             }
@@ -230,7 +237,7 @@ impl<P: Platform> Host<P> {
         self.dispose(vcpu);
     }
 
-    fn report_crash(&self, vcpu: &VirtCpu<P>) {
+    fn log_registers(&self, vcpu: &VirtCpu<P>) {
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = vcpu.dump(&mut text);

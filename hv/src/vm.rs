@@ -12,10 +12,10 @@ use crate::{
     run::Module,
     vcpu::{CpuidPolicy, CrashReason, MsrState, VirtCpu, Xcr0Policy},
 };
-use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
 use core::{
     fmt,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 use devices::lapic::LocalApic;
 use spin::Mutex;
@@ -31,6 +31,8 @@ pub enum End {
     /// A byte written to the debug-exit port; this is (byte << 1) | 1.
     DebugExit(u16),
     Crash(CrashReason),
+    /// By the operator.
+    Destroyed,
 }
 
 impl fmt::Display for End {
@@ -40,6 +42,7 @@ impl fmt::Display for End {
             Self::Reboot => write!(f, "reboot"),
             Self::DebugExit(status) => write!(f, "debug-exit status {status}"),
             Self::Crash(reason) => write!(f, "crash: {reason}"),
+            Self::Destroyed => write!(f, "destroyed"),
         }
     }
 }
@@ -79,6 +82,27 @@ impl Blueprint {
     }
 }
 
+/// What others may know of a vCPU while some CPU has it.
+struct Slot {
+    /// The CPU that it was on last, which sees to its local APIC's timer.
+    place: AtomicU32,
+    exits: AtomicU64,
+    /// The guest has not started it.
+    offline: AtomicBool,
+    dump: AtomicBool,
+}
+
+impl Slot {
+    const fn new(place: u32, offline: bool) -> Self {
+        Self {
+            place: AtomicU32::new(place),
+            exits: AtomicU64::new(0),
+            offline: AtomicBool::new(offline),
+            dump: AtomicBool::new(false),
+        }
+    }
+}
+
 /// A guest that exists.
 pub struct Vm<P: Platform> {
     /// Unique since the host started; a guest that is started again gets another.
@@ -90,11 +114,16 @@ pub struct Vm<P: Platform> {
     pub started: Time,
     /// The CPU that sees to the devices' timers: the one that has last changed them.
     home: AtomicU32,
-    /// The CPU that each vCPU was on last, which sees to its local APIC's timer.
-    places: Box<[AtomicU32]>,
+    /// What others may know of each vCPU.
+    slots: Box<[Slot]>,
     /// vCPUs that exist.
     vcpus_left: AtomicU32,
     end: Mutex<Option<End>>,
+    /// It is kept under another name, while a new one has its own.
+    renamed: AtomicBool,
+    reboot_at_power_off: AtomicBool,
+    /// Run time in ns of the vCPUs that are gone.
+    time_of_ended: AtomicU64,
     output: GuestConsole,
     console: Arc<Console>,
 }
@@ -149,7 +178,10 @@ impl<P: Platform> Vm<P> {
             board,
             started: now,
             home: AtomicU32::new(platform.this_cpu()),
-            places: (0..config.vcpus).map(|_| AtomicU32::new(platform.this_cpu())).collect(),
+            slots: (0..config.vcpus).map(|n| Slot::new(platform.this_cpu(), n != 0)).collect(),
+            renamed: AtomicBool::new(false),
+            reboot_at_power_off: AtomicBool::new(false),
+            time_of_ended: AtomicU64::new(0),
             vcpus_left: AtomicU32::new(config.vcpus),
             end: Mutex::new(None),
             output: GuestConsole::default(),
@@ -204,13 +236,74 @@ impl<P: Platform> Vm<P> {
 
     /// The CPU that a vCPU was on last.
     pub fn was_on(&self, vcpu: usize) -> u32 {
-        self.places.get(vcpu).map_or(0, |place| place.load(Ordering::Acquire))
+        self.slots.get(vcpu).map_or(0, |slot| slot.place.load(Ordering::Acquire))
     }
 
     pub(crate) fn set_place(&self, vcpu: u32, cpu: u32) {
-        if let Some(place) = self.places.get(vcpu as usize) {
-            place.store(cpu, Ordering::Release);
+        if let Some(slot) = self.slots.get(vcpu as usize) {
+            slot.place.store(cpu, Ordering::Release);
         }
+    }
+
+    fn slot(&self, vcpu: u32) -> Option<&Slot> {
+        self.slots.get(vcpu as usize)
+    }
+
+    /// Notes what others may want to know of a vCPU that has just stopped running.
+    pub(crate) fn note(&self, vcpu: u32, exits: u64, offline: bool) {
+        if let Some(slot) = self.slot(vcpu) {
+            slot.exits.store(exits, Ordering::Relaxed);
+            slot.offline.store(offline, Ordering::Relaxed);
+        }
+    }
+
+    /// Exits of a vCPU up to when it last stopped.
+    pub fn exits_of(&self, vcpu: u32) -> u64 {
+        self.slot(vcpu).map_or(0, |slot| slot.exits.load(Ordering::Relaxed))
+    }
+
+    /// True for a vCPU that the guest has not started.
+    pub fn is_offline(&self, vcpu: u32) -> bool {
+        self.slot(vcpu).is_none_or(|slot| slot.offline.load(Ordering::Relaxed))
+    }
+
+    /// The CPU that has the vCPU is to log its registers.
+    pub(crate) fn ask_for_dump(&self, vcpu: u32) {
+        if let Some(slot) = self.slot(vcpu) {
+            slot.dump.store(true, Ordering::Release);
+        }
+    }
+
+    /// True once after that.
+    pub(crate) fn take_dump_request(&self, vcpu: u32) -> bool {
+        self.slot(vcpu).is_some_and(|slot| slot.dump.load(Ordering::Acquire) && slot.dump.swap(false, Ordering::AcqRel))
+    }
+
+    pub(crate) fn rename(&self) {
+        self.renamed.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_renamed(&self) -> bool {
+        self.renamed.load(Ordering::Acquire)
+    }
+
+    /// What an ended guest that is kept is called.
+    pub fn kept_name(&self) -> String {
+        if self.is_renamed() { alloc::format!("{}-{}", self.name(), self.id) } else { String::from(self.name()) }
+    }
+
+    /// The guest's next power-off counts as a reboot.
+    pub(crate) fn reboot_at_power_off(&self) {
+        self.reboot_at_power_off.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn reboots_at_power_off(&self) -> bool {
+        self.reboot_at_power_off.load(Ordering::Acquire)
+    }
+
+    /// Run time in ns of the vCPUs that are gone.
+    pub fn cpu_time_of_ended(&self) -> u64 {
+        self.time_of_ended.load(Ordering::Relaxed)
     }
 
     /// Notes how the guest has ended; the first reason stays.

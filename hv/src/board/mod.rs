@@ -352,6 +352,11 @@ impl Board {
         }
     }
 
+    /// Presses the ACPI power button.
+    pub fn press_power_button(&self) {
+        self.pm.lock().press_power_button();
+    }
+
     /// True if the serial port can take a byte of input now.
     #[must_use]
     pub fn serial_wants_input(&self) -> bool {

@@ -11,7 +11,6 @@
 //! waits, and with its CPU while it runs. A task that blocks on a CPU which has nothing else to do stays with that CPU ("held"), its registers
 //! loaded, until it wakes or the CPU gets other work.
 
-pub mod cpumask;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +18,7 @@ use alloc::{
     collections::{BTreeMap, BTreeSet},
     vec::Vec,
 };
-pub use cpumask::{CpuMask, MAX_CPUS};
+pub use crate::cpumask::{CpuMask, MAX_CPUS};
 use x86defs::{Duration, Time};
 
 /// Weight of a guest that has none configured.
@@ -172,6 +171,8 @@ pub struct TaskInfo {
     pub paused: bool,
     /// Run time in ns.
     pub ran: u64,
+    /// Weighted run time in ns, by which tasks are ordered.
+    pub vruntime: u64,
     pub last_cpu: u32,
     pub affinity: CpuMask,
 }
@@ -631,14 +632,10 @@ impl<T> Scheduler<T> {
             state: task.state,
             paused: task.paused,
             ran: task.ran,
+            vruntime: task.vruntime,
             last_cpu: task.last_cpu,
             affinity: task.affinity,
         })
-    }
-
-    /// Tasks whose timers this CPU sees to.
-    pub fn timers_of(&self, cpu: u32) -> impl Iterator<Item = TaskId> {
-        self.tasks.iter().filter(move |(_, task)| task.last_cpu == cpu).map(|(&id, _)| id)
     }
 
     /// A waiting task's payload.

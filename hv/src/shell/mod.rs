@@ -8,7 +8,7 @@ mod complete;
 mod editor;
 mod exec;
 mod keys;
-mod operator;
+pub mod operator;
 mod verb;
 
 pub use command::{Command, CommandError, Misuse, TriggerKind, parse};

@@ -150,6 +150,11 @@ impl<P: Platform> VirtCpu<P> {
         self.activity != Activity::Running
     }
 
+    /// True if the guest has not started it.
+    pub(crate) fn is_offline(&self) -> bool {
+        self.activity == Activity::WaitForSipi
+    }
+
     /// It goes on because [`VirtCpu::wakes`]. One that waits for a SIPI finds it by itself.
     pub(crate) fn wake_up(&mut self) {
         if self.activity == Activity::Halted {
