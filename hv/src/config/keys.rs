@@ -9,6 +9,9 @@ pub enum Key {
     Memory,
     Maxmem,
     Vcpus,
+    Cpus,
+    CpuWeight,
+    Cap,
     Kernel,
     Ramdisk,
     Cmdline,
@@ -22,12 +25,15 @@ pub enum Key {
 }
 
 impl Key {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::Name,
         Self::Type,
         Self::Memory,
         Self::Maxmem,
         Self::Vcpus,
+        Self::Cpus,
+        Self::CpuWeight,
+        Self::Cap,
         Self::Kernel,
         Self::Ramdisk,
         Self::Cmdline,
@@ -49,6 +55,9 @@ impl Key {
             Self::Memory => "memory",
             Self::Maxmem => "maxmem",
             Self::Vcpus => "vcpus",
+            Self::Cpus => "cpus",
+            Self::CpuWeight => "cpu_weight",
+            Self::Cap => "cap",
             Self::Kernel => "kernel",
             Self::Ramdisk => "ramdisk",
             Self::Cmdline => "cmdline",
@@ -116,8 +125,7 @@ pub(crate) fn distance(a: &[u8], b: &[u8]) -> usize {
 #[rustfmt::skip]
 const XL_KEYS: &[&str] = &[
     "acpi", "acpi_firmware", "acpi_laptop_slate", "acpi_s3", "acpi_s4", "altp2m", "altp2m_count", "altp2mhvm", "apic",
-    "arm_sci", "bios", "bios_path_override", "boot", "bootloader", "bootloader_args", "cap", "channel", "cpu_weight", "cpuid",
-    "cpus", "cpus_soft", "device_model_args", "device_model_args_hvm", "device_model_args_pv", "device_model_override",
+    "arm_sci", "bios", "bios_path_override", "boot", "bootloader", "bootloader_args", "channel", "cpuid", "cpus_soft", "device_model_args", "device_model_args_hvm", "device_model_args_pv", "device_model_override",
     "device_model_stubdomain_override", "device_model_stubdomain_seclabel", "device_model_user", "device_model_version",
     "device_tree", "disk", "dm_restrict", "driver_domain", "dtdev", "e820_host", "firmware", "gfx_passthru", "gic_version",
     "hap", "hdtype", "hpet", "init_seclabel", "iomem", "ioports", "irqs", "keymap", "llc_colors", "localtime",
