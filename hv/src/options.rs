@@ -31,6 +31,10 @@ pub struct Options {
     pub mem: Option<u64>,
     /// At most so many CPUs are started (`maxcpus=`, `nosmp`); at least one.
     pub maxcpus: Option<u32>,
+    /// How the host's CPUs are shared among the guests (`sched=`).
+    pub sched: SchedulerKind,
+    pub conswitch: ConsoleSwitch,
+    pub guest_output: GuestOutput,
     pub autostart: Autostart,
     pub on_last_guest: OnLastGuest,
 }
@@ -47,6 +51,9 @@ impl Default for Options {
             noreboot: false,
             mem: None,
             maxcpus: None,
+            sched: SchedulerKind::Credit2,
+            conswitch: ConsoleSwitch::default(),
+            guest_output: GuestOutput::Interleave,
             autostart: Autostart::Parallel,
             on_last_guest: OnLastGuest::Stay,
         }
@@ -117,6 +124,48 @@ pub enum Timestamps {
     Boot,
     /// Time-stamp counter: `[XXXXXXXXXXXXXXXX]`
     Raw,
+}
+
+/// How the host's CPUs are shared (`sched=`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SchedulerKind {
+    /// By weight.
+    Credit2,
+    /// Each vCPU has a CPU of its own.
+    Null,
+}
+
+/// How the console's input is switched (`conswitch=`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ConsoleSwitch {
+    /// The control character that, three times, switches; `None` if none does.
+    pub code: Option<u8>,
+    /// Who has the input when the first guest starts.
+    pub first: FirstInput,
+}
+
+impl Default for ConsoleSwitch {
+    fn default() -> Self {
+        Self { code: Some(1), first: FirstInput::Guest }
+    }
+}
+
+/// Who has the console's input at first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FirstInput {
+    /// The first guest.
+    Guest,
+    /// The hypervisor's shell, until the operator switches.
+    Shell,
+}
+
+/// When a guest's output is shown that does not have the input. Bulkhead's own option.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GuestOutput {
+    /// Line by line among the rest, with the guest's name.
+    Interleave,
+    /// When the operator switches to the guest.
+    Switch,
 }
 
 /// In which order guests start. Bulkhead's own option.
@@ -241,6 +290,22 @@ impl Options {
                     self.maxcpus = Some(1);
                 }
             }
+            "sched" => {
+                self.sched = match given.text() {
+                    "credit2" => SchedulerKind::Credit2,
+                    "null" => SchedulerKind::Null,
+                    value @ ("credit" | "rtds" | "arinc653") => return Err(Refusal::Unsupported(value.into())),
+                    _ => return Err(Refusal::Bad("credit2 or null")),
+                }
+            }
+            "conswitch" => self.conswitch = conswitch(given.text())?,
+            "guest_output" => {
+                self.guest_output = match given.text() {
+                    "interleave" => GuestOutput::Interleave,
+                    "switch" => GuestOutput::Switch,
+                    _ => return Err(Refusal::Bad("interleave or switch")),
+                }
+            }
             "autostart" => {
                 self.autostart = match given.text() {
                     "parallel" => Autostart::Parallel,
@@ -319,6 +384,20 @@ fn console(text: &str) -> Result<ArrayVec<ConsoleDevice, 3>, Refusal> {
     Ok(devices)
 }
 
+/// A character, of which the control character is meant, and an x for not switching to the first guest by itself. As in Xen, a backquote (whose
+/// control character would be NUL) means that none switches.
+fn conswitch(text: &str) -> Result<ConsoleSwitch, Refusal> {
+    let (character, first) = match *text.as_bytes() {
+        [character] => (character, FirstInput::Guest),
+        [character, b'x'] => (character, FirstInput::Shell),
+        _ => (0, FirstInput::Guest),
+    };
+    if !(0x40..=0x7f).contains(&character) {
+        return Err(Refusal::Bad("a letter, and x after it to stay at the hypervisor's shell, such as a or ax"));
+    }
+    Ok(ConsoleSwitch { code: Some(character & 0x1f).filter(|&code| code != 0), first })
+}
+
 fn timestamps(given: &Given<'_>) -> Result<Timestamps, Refusal> {
     Ok(match given {
         Given::Value("none") => Timestamps::None,
@@ -391,7 +470,7 @@ mod tests {
     #[test]
     fn a_command_line_as_people_write_it() {
         let o = ok("com1=9600,8n1,0x2e8,5 console=com1,vga loglvl=all guest_loglvl=error/info console_timestamps=boot noreboot \
-            mem=2G maxcpus=0x10 autostart=sequential on_last_guest=poweroff");
+            mem=2G maxcpus=0x10 sched=null autostart=sequential on_last_guest=poweroff");
         assert_eq!(o.com1, SerialOptions { baud: Baud::Fixed(9600), io_base: 0x2e8, irq: Some(5), ..Options::default().com1 });
         assert_eq!(o.console.as_slice(), [ConsoleDevice::Com1, ConsoleDevice::Vga]);
         assert_eq!(o.loglvl, LogThreshold { always: LogLevel::All, rate_limited: LogLevel::All });
@@ -399,6 +478,7 @@ mod tests {
         assert_eq!(o.console_timestamps, Timestamps::Boot);
         assert!(o.noreboot);
         assert_eq!((o.mem, o.maxcpus), (Some(2 << 30), Some(16)));
+        assert_eq!(o.sched, SchedulerKind::Null);
         assert_eq!((o.autostart, o.on_last_guest), (Autostart::Sequential, OnLastGuest::PowerOff));
     }
 
@@ -432,6 +512,21 @@ mod tests {
     }
 
     #[test]
+    fn the_console_is_switched_as_in_xen() {
+        assert_eq!(ok("").conswitch, ConsoleSwitch { code: Some(1), first: FirstInput::Guest });
+        assert_eq!(ok("conswitch=ax").conswitch, ConsoleSwitch { code: Some(1), first: FirstInput::Shell });
+        assert_eq!(ok("conswitch=B").conswitch.code, Some(2));
+        assert_eq!(ok("conswitch=]x").conswitch, ConsoleSwitch { code: Some(0x1d), first: FirstInput::Shell });
+        assert_eq!(ok("conswitch=x").conswitch, ConsoleSwitch { code: Some(0x18), first: FirstInput::Guest });
+        assert_eq!(ok("conswitch=`").conswitch.code, None);
+        for bad in ["conswitch", "conswitch=", "conswitch=1", "conswitch=ay", "conswitch=axx", "conswitch=\u{e4}", "no-conswitch"]
+        {
+            assert_eq!(Options::parse(bad).1.len(), 1, "{bad}");
+        }
+        assert_eq!(ok("guest_output=switch").guest_output, GuestOutput::Switch);
+    }
+
+    #[test]
     fn sizes_in_xens_units() {
         for (text, bytes) in [("4096", 4 << 20), ("1g", 1 << 30), ("512M", 512 << 20), ("0x10k", 16 << 10), ("8192B", 8192)] {
             assert_eq!(ok(&std::format!("mem={text}")).mem, Some(bytes), "{text}");
@@ -443,7 +538,14 @@ mod tests {
         for (cmdline, text) in [
             ("frobnicate=1", "option frobnicate: unknown, ignored"),
             ("no-frobnicate", "option no-frobnicate: unknown, ignored"),
-            ("sched=credit2", "option sched: known to Xen, not supported yet, ignored"),
+            ("dom0_mem=1G", "option dom0_mem: known to Xen, not supported yet, ignored"),
+            ("sched=credit", "option sched: bad value \"credit\": credit is known to Xen, not supported yet; ignored"),
+            ("sched=fair", "option sched: bad value \"fair\", expected credit2 or null; ignored"),
+            (
+                "conswitch=ab",
+                "option conswitch: bad value \"ab\", expected a letter, and x after it to stay at the hypervisor's shell, such as a or ax; ignored",
+            ),
+            ("guest_output=all", "option guest_output: bad value \"all\", expected interleave or switch; ignored"),
             ("no-real-mode", "option no-real-mode: known to Xen, not supported yet, ignored"),
             ("no-smap", "option no-smap: known to Xen, not supported yet, ignored"),
             ("-- console=com1", "option --: known to Xen, not supported yet, ignored"),

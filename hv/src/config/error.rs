@@ -1,7 +1,7 @@
 //! Why a guest configuration is refused.
 
 use super::Key;
-use crate::loader::LoadError;
+use crate::{cpulist::CpuListError, cpumask::CpuMask, loader::LoadError};
 use alloc::string::String;
 use core::fmt;
 use x86defs::CreateError;
@@ -86,6 +86,22 @@ pub enum Reason {
         maxvcpus: u64,
         vcpus: u64,
     },
+    /// A list of host CPUs that is none.
+    BadCpus {
+        value: String,
+        error: CpuListError,
+    },
+    /// The host has none of these CPUs.
+    NoSuchCpus {
+        cpus: CpuMask,
+        /// How many it has.
+        host: u32,
+    },
+    /// A remark: as for xl, what goes beyond the vCPUs that there are counts for nothing.
+    MorePinsThanVcpus {
+        pins: usize,
+        vcpus: u32,
+    },
     /// maxmem is not memory, both in MiB.
     MaxmemDiffers {
         maxmem: u64,
@@ -140,6 +156,12 @@ impl fmt::Display for Reason {
             Self::TooManyVcpus { value, max } => write!(f, "{value} vCPUs: more than {max} are not supported"),
             Self::MaxvcpusDiffers { maxvcpus, vcpus } => {
                 write!(f, "{maxvcpus} is not vcpus' {vcpus}: adding vCPUs to a running guest is not supported yet")
+            }
+            Self::BadCpus { value, error } => write!(f, "{value:?}: {error}"),
+            Self::NoSuchCpus { cpus, host: 1 } => write!(f, "no CPU of {cpus}: the host has only CPU 0"),
+            Self::NoSuchCpus { cpus, host } => write!(f, "no CPU of {cpus}: the host has 0-{}", host.saturating_sub(1)),
+            Self::MorePinsThanVcpus { pins, vcpus } => {
+                write!(f, "a list for {pins} vCPUs, of which there are {vcpus}; the others are ignored")
             }
             Self::MaxmemDiffers { maxmem, memory } => {
                 write!(f, "{maxmem} MiB is not memory's {memory} MiB: ballooning is not supported yet")

@@ -10,6 +10,9 @@ pub enum Key {
     Maxmem,
     Vcpus,
     Maxvcpus,
+    Cpus,
+    CpuWeight,
+    Cap,
     Kernel,
     Ramdisk,
     Cmdline,
@@ -23,13 +26,16 @@ pub enum Key {
 }
 
 impl Key {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::Name,
         Self::Type,
         Self::Memory,
         Self::Maxmem,
         Self::Vcpus,
         Self::Maxvcpus,
+        Self::Cpus,
+        Self::CpuWeight,
+        Self::Cap,
         Self::Kernel,
         Self::Ramdisk,
         Self::Cmdline,
@@ -52,6 +58,9 @@ impl Key {
             Self::Maxmem => "maxmem",
             Self::Vcpus => "vcpus",
             Self::Maxvcpus => "maxvcpus",
+            Self::Cpus => "cpus",
+            Self::CpuWeight => "cpu_weight",
+            Self::Cap => "cap",
             Self::Kernel => "kernel",
             Self::Ramdisk => "ramdisk",
             Self::Cmdline => "cmdline",
@@ -119,8 +128,7 @@ pub(crate) fn distance(a: &[u8], b: &[u8]) -> usize {
 #[rustfmt::skip]
 const XL_KEYS: &[&str] = &[
     "acpi", "acpi_firmware", "acpi_laptop_slate", "acpi_s3", "acpi_s4", "altp2m", "altp2m_count", "altp2mhvm", "apic",
-    "arm_sci", "bios", "bios_path_override", "boot", "bootloader", "bootloader_args", "cap", "channel", "cpu_weight", "cpuid",
-    "cpus", "cpus_soft", "device_model_args", "device_model_args_hvm", "device_model_args_pv", "device_model_override",
+    "arm_sci", "bios", "bios_path_override", "boot", "bootloader", "bootloader_args", "channel", "cpuid", "cpus_soft", "device_model_args", "device_model_args_hvm", "device_model_args_pv", "device_model_override",
     "device_model_stubdomain_override", "device_model_stubdomain_seclabel", "device_model_user", "device_model_version",
     "device_tree", "disk", "dm_restrict", "driver_domain", "dtdev", "e820_host", "firmware", "gfx_passthru", "gic_version",
     "hap", "hdtype", "hpet", "init_seclabel", "iomem", "ioports", "irqs", "keymap", "llc_colors", "localtime",

@@ -10,6 +10,7 @@ pub use error::{ConfigError, Reason};
 pub use keys::Key;
 pub(crate) use keys::distance;
 
+use crate::{cpulist, cpumask::CpuMask};
 use alloc::{format, string::String, vec::Vec};
 use toml::{
     Spanned,
@@ -21,6 +22,8 @@ pub const MAX_VCPUS: u32 = 32;
 const _: () = assert!(MAX_VCPUS as usize <= devices::interrupt::MAX_VCPUS && MAX_VCPUS <= crate::acpi::MAX_VCPUS);
 /// Most memory that can be asked for, in MiB (16 TiB). What there really is, the host says when the guest is created.
 pub const MAX_MEMORY_MIB: u64 = 1 << 24;
+/// Weight of a guest that does not say another.
+pub const DEFAULT_WEIGHT: u16 = 256;
 /// Longest configuration that is read, in bytes.
 pub const MAX_BYTES: usize = 1 << 16;
 /// Longest guest name, in bytes.
@@ -37,6 +40,12 @@ pub struct GuestConfig {
     pub memory: u64,
     /// 1..=[`MAX_VCPUS`]
     pub vcpus: u32,
+    /// The host CPUs that each vCPU may run on (`cpus`), as many as there are vCPUs. Not empty; may have CPUs that the host does not have.
+    pub cpus: Vec<CpuMask>,
+    /// Share of the CPUs in proportion to other guests' (`cpu_weight`), 1 to 65535.
+    pub cpu_weight: u16,
+    /// Most CPU time, in percent of one CPU (`cap`); 0 for no limit, at most 100 for each vCPU.
+    pub cap: u32,
     /// Names of boot modules.
     pub kernel: String,
     pub ramdisk: Option<String>,
@@ -220,9 +229,14 @@ impl<'t> Reader<'_, 't> {
         self.guest_type();
         let memory = self.memory();
         let vcpus = self.vcpus();
+        let (cpus, extra_pins) = self.cpus(vcpus.unwrap_or(MAX_VCPUS));
+        let cpu_weight = self.number(Key::CpuWeight, 1, u16::MAX.into()).and_then(|n| u16::try_from(n).ok());
+        let most = u64::from(vcpus.unwrap_or(MAX_VCPUS)) * 100;
+        let cap = self.number(Key::Cap, 0, most).and_then(|n| u32::try_from(n).ok());
         let kernel = self.required(Key::Kernel);
         let ramdisk = self.optional_text(Key::Ramdisk);
-        let (cmdline, warnings) = self.cmdline();
+        let (cmdline, mut warnings) = self.cmdline();
+        warnings.extend(extra_pins);
         let serial = self.serial();
         let on_poweroff = self.action(Key::OnPoweroff, Action::Destroy);
         let on_reboot = self.action(Key::OnReboot, Action::Restart);
@@ -234,6 +248,9 @@ impl<'t> Reader<'_, 't> {
             name: name?,
             memory: memory?,
             vcpus: vcpus?,
+            cpus: cpus?,
+            cpu_weight: cpu_weight.unwrap_or(DEFAULT_WEIGHT),
+            cap: cap.unwrap_or(0),
             kernel: kernel?,
             ramdisk,
             cmdline,
@@ -355,6 +372,47 @@ impl<'t> Reader<'_, 't> {
             Ok(vcpus) if vcpus <= MAX_VCPUS => Some(vcpus),
             _ => {
                 self.refuse(Key::Vcpus, Reason::TooManyVcpus { value, max: MAX_VCPUS });
+                None
+            }
+        }
+    }
+
+    /// One list for all vCPUs, or a list of lists, one for each. As for xl, those that get none may run anywhere, and lists that are too many
+    /// are no error; they get a remark.
+    fn cpus(&mut self, vcpus: u32) -> (Option<Vec<CpuMask>>, Option<ConfigError>) {
+        let everywhere = || (0..vcpus).map(|_| CpuMask::ALL);
+        let lists = match self.value(Key::Cpus) {
+            None => return (Some(everywhere().collect()), None),
+            Some(DeValue::Array(lists)) => lists,
+            Some(value) => {
+                let mask = self.cpu_list(value);
+                return (mask.map(|mask| everywhere().map(|_| mask).collect()), None);
+            }
+        };
+        // Every list is looked at, so that everything that is wrong is said.
+        let masks: Vec<_> = lists.iter().map(|list| self.cpu_list(list.get_ref())).collect();
+        let count = masks.len();
+        let pins = u32::try_from(count).unwrap_or(u32::MAX);
+        let remark = (pins > vcpus).then(|| self.error(Key::Cpus, Reason::MorePinsThanVcpus { pins: count, vcpus }));
+        let masks: Option<Vec<_>> = masks.into_iter().collect();
+        (masks.map(|masks| masks.into_iter().chain(everywhere().skip(count)).take(vcpus as usize).collect()), remark)
+    }
+
+    /// `0-3,^2`, or a single number without quotes.
+    fn cpu_list(&mut self, value: &DeValue<'_>) -> Option<CpuMask> {
+        let text = match value {
+            DeValue::String(text) => text.clone().into_owned(),
+            DeValue::Integer(number) => format!("{number}"),
+            other => {
+                let expected = "a string such as \"0-3,^2\", or a list of such";
+                self.refuse(Key::Cpus, Reason::WrongType { expected, found: type_name(other) });
+                return None;
+            }
+        };
+        match cpulist::parse(&text) {
+            Ok(mask) => Some(mask),
+            Err(error) => {
+                self.refuse(Key::Cpus, Reason::BadCpus { value: text, error });
                 None
             }
         }

@@ -26,6 +26,9 @@ type    = "hvm"
 memory  = 512
 maxmem  = 512
 vcpus   = 1
+cpus    = "0-3,^2"
+cpu_weight = 512
+cap     = 50
 kernel  = "/boot/vmlinuz"
 ramdisk = "/boot/initrd.img"    # from the host
 extra   = "console=ttyS0 quiet"
@@ -38,6 +41,8 @@ isa_debug_exit = 0xf4
 "#;
     let config = parse("debian.cfg", text).unwrap();
     assert_eq!((config.name.as_str(), config.memory, config.vcpus), ("debian-12", 512 << 20, 1));
+    assert_eq!(config.cpus, [CpuMask::from_iter([0, 1, 3])]);
+    assert_eq!((config.cpu_weight, config.cap), (512, 50));
     assert_eq!((config.kernel.as_str(), config.ramdisk.as_deref()), ("/boot/vmlinuz", Some("/boot/initrd.img")));
     assert_eq!(config.cmdline, "root=/dev/vda1 ro console=ttyS0 quiet");
     assert_eq!((config.serial, config.isa_debug_exit), (Serial::Pty, Some(0xf4)));
@@ -51,6 +56,32 @@ fn defaults_are_xls() {
     assert_eq!((config.on_poweroff, config.on_reboot, config.on_crash), (Action::Destroy, Action::Restart, Action::Destroy));
     assert_eq!((config.vcpus, config.cmdline.as_str(), config.ramdisk.as_deref()), (1, "", None));
     assert_eq!((config.serial, config.isa_debug_exit), (Serial::Pty, None));
+    assert_eq!((config.cpus, config.cpu_weight, config.cap), (vec![CpuMask::ALL], 256, 0));
+}
+
+/// The masks that a value of `cpus` gives to so many vCPUs, and what is remarked.
+fn pins(value: &str, vcpus: u32) -> (Vec<String>, Option<String>) {
+    let text = format!("cpus = {value}");
+    let table = DeTable::parse(&text).unwrap();
+    let mut values = [const { None }; Key::ALL.len()];
+    values[Key::Cpus as usize] = table.get_ref().get("cpus");
+    let mut reader = Reader { file: "a.cfg", lines: [0; Key::ALL.len()], values, errors: Vec::new() };
+    let (masks, remark) = reader.cpus(vcpus);
+    assert_eq!(reader.errors, [], "{value}");
+    (masks.unwrap().iter().map(ToString::to_string).collect(), remark.map(|r| r.to_string()))
+}
+
+#[test]
+fn cpus_for_all_vcpus_or_for_each() {
+    assert_eq!(pins("\"0-3,^2\"", 2).0, ["0-1,3", "0-1,3"]);
+    assert_eq!(pins("3", 2).0, ["3", "3"]);
+    assert_eq!(pins("\"all\"", 1).0, ["0-255"]);
+    assert_eq!(pins("[\"2\", \"3-4\"]", 2).0, ["2", "3-4"]);
+    assert_eq!(pins("[5, \"6\"]", 3).0, ["5", "6", "0-255"]);
+    assert_eq!(pins("[]", 1), (vec!["0-255".into()], None));
+    let remark = "a.cfg:1: cpus: a list for 3 vCPUs, of which there are 1; the others are ignored";
+    assert_eq!(pins("[1, 2, 3]", 1), (vec!["1".into()], Some(remark.into())));
+    assert_eq!(good("cpus = [0, 1]").warnings.len(), 1);
 }
 
 #[test]
@@ -100,6 +131,18 @@ fn every_bad_value_is_refused_with_its_line() {
         ("vcpus = \"many\"", "vcpus: \"many\" is not a whole number of 1 to 4294967295"),
         ("vcpus = true", "vcpus: must be a whole number, not true or false"),
         ("vcpus = 99999999999999999999999", "vcpus: 99999999999999999999999 is not a whole number of 1 to 4294967295"),
+        ("cpus = \"0-3,^9-\"", "cpus: \"0-3,^9-\": expected CPUs such as all or 0-3,5,^2"),
+        ("cpus = \"3-1\"", "cpus: \"3-1\": 3-1 ends before it starts"),
+        ("cpus = \"^1\"", "cpus: \"^1\": no CPU is left"),
+        ("cpus = 256", "cpus: \"256\": CPU 256 is beyond 255, the last one possible"),
+        ("cpus = \"nodes:0\"", "cpus: \"nodes:0\": NUMA nodes are known to xl, not supported yet"),
+        ("cpus = true", "cpus: must be a string such as \"0-3,^2\", or a list of such, not true or false"),
+        ("cpus = [[0]]", "cpus: must be a string such as \"0-3,^2\", or a list of such, not a list"),
+        ("cpu_weight = 0", "cpu_weight: 0 is not a whole number of 1 to 65535"),
+        ("cpu_weight = 65536", "cpu_weight: 65536 is not a whole number of 1 to 65535"),
+        ("cap = 101", "cap: 101 is not a whole number of 0 to 100"),
+        ("cap = -1", "cap: -1 is not a whole number of 0 to 100"),
+        ("cpus_soft = \"0\"", "cpus_soft: known to xl, not supported yet"),
         ("ramdisk = \"\"", "ramdisk: must not be empty"),
         ("ramdisk = [\"a\"]", "ramdisk: must be a string, not a list"),
         ("cmdline = \"a\\u0000b\"", "cmdline: must not contain a NUL character"),
@@ -187,6 +230,11 @@ fn later_refusals_know_their_line() {
             Reason::Create(CreateError::OutOfMemory { wanted: 256 << 20, free: 100 << 20 }),
             "a.cfg:2: memory: more memory than there is: 256 MiB wanted, 100 MiB free",
         ),
+        (
+            Key::Cpus,
+            Reason::NoSuchCpus { cpus: CpuMask::from_iter([8, 9]), host: 4 },
+            "a.cfg:1: cpus: no CPU of 8-9: the host has 0-3",
+        ),
         (Key::Name, Reason::NameInUse, "a.cfg:1: name: another guest has this name"),
         (Key::Serial, Reason::Missing, "a.cfg:1: serial: missing, it must be given"),
     ] {
@@ -213,7 +261,7 @@ proptest! {
 
     /// Lines that look like a configuration: each key's value is anything.
     #[test]
-    fn no_value_panics(key in "name|memory|maxmem|vcpus|maxvcpus|serial|cmdline|isa_debug_exit|on_crash|xyz|vif", value in "[-0-9a-z\"'\\[\\],;#{}= ._]{0,20}") {
+    fn no_value_panics(key in "name|memory|maxmem|vcpus|maxvcpus|cpus|cap|serial|cmdline|isa_debug_exit|on_crash|xyz|vif", value in "[-0-9a-z\"'\\[\\],;#{}= ._]{0,20}") {
         if let Err(errors) = parse("p.cfg", &format!("{GOOD}{key} = {value}\n")) {
             for error in errors {
                 prop_assert!(error.to_string().starts_with("p.cfg:"));

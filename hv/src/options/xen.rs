@@ -12,7 +12,7 @@ pub(super) fn knows(name: &str) -> bool {
 const NAMES: &[&str] = &[
     "acpi", "acpi_apic_instance", "acpi_pstate_strict", "acpi_skip_timer_override", "acpi_sleep", "allow_unsafe", "altp2m",
     "apic", "apic_verbosity", "apicv", "arat", "argo", "asid", "async-show-all", "ats", "availmem", "badpage", "bootscrub",
-    "bootscrub_chunk", "cet", "clocksource", "cmci-threshold", "cmos-rtc-probe", "conring_size", "console_to_ring", "conswitch",
+    "bootscrub_chunk", "cet", "clocksource", "cmci-threshold", "cmos-rtc-probe", "conring_size", "console_to_ring",
     "core_parking", "cpu_type", "cpufreq", "cpuid", "cpuid_mask_cpu", "cpuid_mask_ecx", "cpuid_mask_edx", "cpuid_mask_ext_ecx",
     "cpuid_mask_ext_edx", "cpuid_mask_l7s0_eax", "cpuid_mask_l7s0_ebx", "cpuid_mask_thermal_ecx", "cpuid_mask_xsave_eax",
     "cpuidle", "cpuinfo", "crash-debug-debugkey", "crash-debug-hwdom", "crash-debug-kexeccmd", "crash-debug-panic",
@@ -28,7 +28,7 @@ const NAMES: &[&str] = &[
     "low_mem_virq_limit", "max_cstate", "max_gsi_irqs", "max_lpi_bits", "mce", "mce_fb", "mce_verbosity", "memop-max-order",
     "mmcfg", "mmio-relax", "msi", "mtrr.show", "mwait-idle", "nmi", "no-real-mode", "noapic", "noirqbalance", "nolapic",
     "nr_irqs", "numa", "pci", "pci-passthrough", "pci-phantom", "pcid", "pku", "ple_gap", "ple_window", "preferred-cstates",
-    "psr", "pv", "pv-l1tf", "pv-linear-pt", "pv-shim", "rcu-idle-timer-period-ms", "reboot", "rmrr", "ro-hpet", "sched",
+    "psr", "pv", "pv-l1tf", "pv-linear-pt", "pv-shim", "rcu-idle-timer-period-ms", "reboot", "rmrr", "ro-hpet",
     "sched-gran", "sched_credit2_max_cpus_runqueue", "sched_credit2_migrate_resist", "sched_credit_tslice_ms",
     "sched_ratelimit_us", "sched_smt_power_savings", "scrub-domheap", "serial_tx_buffer", "serrors", "shim_mem", "smap", "smep",
     "smt", "snb_igd_quirk", "spec-ctrl", "sync_console", "tboot", "tbuf_size", "tdt", "tevt_mask", "tickle_one_idle_cpu",

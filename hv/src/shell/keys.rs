@@ -191,7 +191,7 @@ mod tests {
             (b"\x1bOP\x1b[15~\x1b[[Ax\x1b[24;80Rx\x1b[?1;2cx\x1b[200~x\x1b[201~", &[Char(b'x'); 4]),
             (b"\x1b\x1b[Ax", &[Up, Char(b'x')]),
             (b"\x1b\r\x1b[12\x03\x1b\x03", &[Enter, Cancel, Cancel]),
-            (b"\x1b[99999999999999999999x", &[Char(b'x')]),
+            (b"\x1b[99999999999999999999~x", &[Char(b'x')]),
             (b"\x00\x80\xff\x1a", &[Nonsense; 4]),
         ] {
             assert_eq!(keys(bytes), expected, "{:?}", bytes.escape_ascii());
