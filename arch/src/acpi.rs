@@ -137,6 +137,13 @@ pub fn parse_rsdp(rsdp: &[u8]) -> Option<Root> {
 /// Reads a MADT, header included (ACPI 6.5, 5.2.12). Stops at the first entry that makes no sense.
 fn parse_madt(madt: &[u8]) -> Interrupts {
     const ENABLED: u32 = 1;
+    // Some firmware lists a CPU by both kinds of entry.
+    let add = |apic_id: u32, cpus: &mut Vec<CpuInfo>| {
+        let cpu = CpuInfo { apic_id };
+        if !cpus.contains(&cpu) {
+            cpus.push(cpu);
+        }
+    };
     let mut found = Interrupts::default();
     let mut rest = madt.get(44..).unwrap_or(&[]);
     while let (Some(kind), Some(length)) = (u8_at(rest, 0), u8_at(rest, 1)) {
@@ -145,16 +152,18 @@ fn parse_madt(madt: &[u8]) -> Interrupts {
             0 => {
                 if let (Some(id), Some(flags)) = (u8_at(entry, 3), u32_at(entry, 4))
                     && flags & ENABLED != 0
+                    // The broadcast address: an entry that does not count.
+                    && id != 0xff
                 {
-                    found.cpus.push(CpuInfo { apic_id: u32::from(id) });
+                    add(u32::from(id), &mut found.cpus);
                 }
             }
             9 => {
                 if let (Some(apic_id), Some(flags)) = (u32_at(entry, 4), u32_at(entry, 8))
                     && flags & ENABLED != 0
-                    && !found.cpus.contains(&CpuInfo { apic_id })
+                    && apic_id != u32::MAX
                 {
-                    found.cpus.push(CpuInfo { apic_id });
+                    add(apic_id, &mut found.cpus);
                 }
             }
             1 => {
@@ -417,6 +426,11 @@ mod tests {
         t.extend([0, 8, 0, 3, 1, 0, 0, 0]);
         t.extend([0, 8, 1, 4, 0, 0, 0, 0]); // disabled
         t.extend([9, 16, 0, 0, 0x00, 0x01, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0]);
+        t.extend([0, 8, 5, 3, 1, 0, 0, 0]); // again
+        t.extend([9, 16, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0]); // and again
+        t.extend([0, 8, 2, 0xff, 1, 0, 0, 0]); // nobody's
+        t.extend([9, 16, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0, 9, 0, 0, 0]);
+        t.extend([9, 16, 0, 0, 0x00, 0x02, 0, 0, 2, 0, 0, 0, 10, 0, 0, 0]); // not enabled, could be
         t.extend([1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 24, 0, 0, 0]);
         t.extend([2, 10, 0, 9, 9, 0, 0, 0, 0x0d, 0]);
         t.extend([2, 10, 0, 10, 11, 0, 0, 0, 0x0f, 0]);

@@ -2,8 +2,8 @@
 //! sheet), and the 8259 pair, which is only put to silence.
 
 use crate::acpi::{InterruptOverride, IoApicInfo};
-use crate::cpu::{features::Features, msr, port, trap};
-use crate::mm::{self, table::MemoryType};
+use crate::cpu::{features::Features, msr, percpu, port, trap};
+use crate::mm::{self, direct, table::MemoryType};
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use spin::Mutex;
@@ -18,6 +18,8 @@ pub mod vectors {
     pub const SERIAL: u8 = 0xe0;
     /// Another CPU wants this one to look up.
     pub const KICK: u8 = 0xf0;
+    /// Another CPU has put something into this one's mailbox.
+    pub const CALL: u8 = 0xf4;
     pub const TIMER: u8 = 0xf8;
     pub const ERROR: u8 = 0xfe;
     pub const SPURIOUS: u8 = 0xff;
@@ -70,6 +72,7 @@ const IN_SERVICE: [Register; 8] = [
 /// IA32_APIC_BASE: global enable, and x2APIC.
 const BASE_ENABLE: u64 = 1 << 11;
 const BASE_X2APIC: u64 = 1 << 10;
+const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const LVT_MASKED: u32 = 1 << 16;
 const LVT_NMI: u32 = 4 << 8;
 const SOFTWARE_ENABLE: u32 = 1 << 8;
@@ -120,41 +123,66 @@ pub enum Mode {
     X2Apic,
 }
 
-/// Switches this CPU's local APIC on, in x2APIC mode if the CPU has it, with everything masked but its own error interrupt.
+/// Switches the boot CPU's local APIC on, in x2APIC mode if the CPU has it, with everything masked but its own error interrupt and LINT1, which
+/// is the chipset's NMI.
 ///
 /// # Safety
-/// At CPL 0 with the IDT loaded, once for each CPU.
+/// At CPL 0 with the IDT loaded, once, on the boot CPU.
 pub unsafe fn init(features: &Features) -> Mode {
     // SAFETY: every CPU with long mode has a local APIC and this MSR.
     let base = unsafe { msr::read(IA32_APIC_BASE) };
     let mode = if features.x2apic || base & BASE_X2APIC != 0 { Mode::X2Apic } else { Mode::XApic };
-    match mode {
-        Mode::X2Apic => {
-            // SAFETY: off to xAPIC to x2APIC are the allowed steps (SDM vol. 3A, 12.12.5); bits that are set already stay.
-            unsafe {
-                msr::write(IA32_APIC_BASE, base | BASE_ENABLE);
-                msr::write(IA32_APIC_BASE, base | BASE_ENABLE | BASE_X2APIC);
-            }
-            XAPIC.store(0, Ordering::Relaxed);
-        }
-        Mode::XApic => {
-            // SAFETY: switches it on where it is.
-            unsafe { msr::write(IA32_APIC_BASE, base | BASE_ENABLE) };
-            let address = Hpa(base & 0x000f_ffff_ffff_f000);
-            XAPIC.store(mm::map_mmio(address, 0x1000, MemoryType::Uncached) as u64, Ordering::Relaxed);
-        }
-    }
+    let registers = match mode {
+        Mode::X2Apic => 0,
+        Mode::XApic => mm::map_mmio(Hpa(base & BASE_ADDRESS), 0x1000, MemoryType::Uncached) as u64,
+    };
+    switch_on(base, mode);
+    XAPIC.store(registers, Ordering::Relaxed);
     trap::set_handler(vectors::SPURIOUS, || {});
     trap::set_handler(vectors::ERROR, error);
     trap::set_handler(vectors::KICK, end_of_interrupt);
+    set_up_registers(LVT_NMI);
+    percpu::set_boot_apic_id(id());
+    mode
+}
 
+/// Switches a further CPU's local APIC on, in the mode and at the address of the boot CPU's. LINT1 stays masked: the boot CPU reports the
+/// chipset's NMIs.
+///
+/// # Safety
+/// At CPL 0 with the IDT loaded, once on each further CPU, after [`init`] on the boot CPU.
+pub unsafe fn init_cpu() {
+    // SAFETY: every CPU with long mode has a local APIC and this MSR.
+    let base = unsafe { msr::read(IA32_APIC_BASE) };
+    match XAPIC.load(Ordering::Relaxed) {
+        0 => switch_on(base, Mode::X2Apic),
+        registers => {
+            let address = direct::to_phys(registers as *const u8).0;
+            switch_on(base & !BASE_ADDRESS | address, Mode::XApic);
+        }
+    }
+    set_up_registers(LVT_MASKED);
+}
+
+/// Sets IA32_APIC_BASE to `base`, with the local APIC on in `mode`.
+fn switch_on(base: u64, mode: Mode) {
+    // SAFETY: off to xAPIC to x2APIC are the allowed steps (SDM vol. 3A, 12.12.5); bits that are set already stay.
+    unsafe {
+        msr::write(IA32_APIC_BASE, base | BASE_ENABLE);
+        if mode == Mode::X2Apic {
+            msr::write(IA32_APIC_BASE, base | BASE_ENABLE | BASE_X2APIC);
+        }
+    }
+}
+
+fn set_up_registers(lint1: u32) {
     // The APIC has to be software-enabled first: while it is not, mask bits cannot be cleared.
     write(Register::Spurious, SOFTWARE_ENABLE | u32::from(vectors::SPURIOUS));
     write(Register::TaskPriority, 0);
     let last_lvt = read(Register::Version) >> 16 & 0xff;
     write(Register::LvtTimer, LVT_MASKED);
     write(Register::LvtLint0, LVT_MASKED);
-    write(Register::LvtLint1, LVT_NMI);
+    write(Register::LvtLint1, lint1);
     for (index, register) in [(4, Register::LvtPerformance), (5, Register::LvtThermal), (6, Register::LvtCmci)] {
         if last_lvt >= index {
             write(register, LVT_MASKED);
@@ -169,7 +197,21 @@ pub unsafe fn init(features: &Features) -> Mode {
         }
         end_of_interrupt();
     }
-    mode
+}
+
+/// The mode of all local APICs. After [`init`].
+#[must_use]
+pub fn mode() -> Mode {
+    match XAPIC.load(Ordering::Relaxed) {
+        0 => Mode::X2Apic,
+        _ => Mode::XApic,
+    }
+}
+
+/// This CPU's APIC ID, or `None` before [`init`].
+#[must_use]
+pub fn try_id() -> Option<u32> {
+    (XAPIC.load(Ordering::Relaxed) != u64::MAX).then(id)
 }
 
 /// This CPU's APIC ID.
@@ -190,31 +232,78 @@ fn error() {
     }
 }
 
-/// Sends a fixed interrupt to the CPU with the given APIC ID.
-fn send(apic_id: u32, vector: u8) {
+/// What the interrupt command register can be told to send (SDM vol. 3A, 12.6.1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Message {
+    Fixed(u8),
+    Nmi,
+    Init,
+    /// Start-up at this page below 1 MiB.
+    Startup(u8),
+}
+
+/// The low half of the interrupt command register: edge-triggered, asserted, physical destination.
+const fn command(message: Message) -> u32 {
+    const ASSERT: u32 = 1 << 14;
+    ASSERT
+        | match message {
+            Message::Fixed(vector) => vector as u32,
+            Message::Nmi => 4 << 8,
+            Message::Init => 5 << 8,
+            Message::Startup(page) => 6 << 8 | page as u32,
+        }
+}
+
+/// Sends to the CPU with the given APIC ID, which may be this one.
+fn send(apic_id: u32, message: Message) {
     match XAPIC.load(Ordering::Relaxed) {
         // SAFETY: in x2APIC mode the ICR is this MSR; the fence orders earlier stores before the interrupt (SDM vol. 3A, 12.12.3).
         0 => unsafe {
             core::arch::asm!("mfence", "lfence", options(nostack, preserves_flags));
-            msr::write(x2apic_msr(Register::Command), u64::from(apic_id) << 32 | u64::from(vector));
+            msr::write(x2apic_msr(Register::Command), u64::from(apic_id) << 32 | u64::from(command(message)));
         },
         _ => {
-            // The delivery-status bit clears within microseconds; a stuck one must not hang the host.
-            for _ in 0..10_000 {
-                if read(Register::Command) & 1 << 12 == 0 {
-                    break;
-                }
-                crate::cpu::relax();
-            }
+            wait_until_sent();
             write(Register::CommandHigh, apic_id << 24);
-            write(Register::Command, u32::from(vector));
+            write(Register::Command, command(message));
         }
     }
 }
 
+/// Waits until the xAPIC has sent the last command. The delivery-status bit clears within microseconds; a stuck one must not hang the host.
+fn wait_until_sent() {
+    for _ in 0..10_000 {
+        if read(Register::Command) & 1 << 12 == 0 {
+            break;
+        }
+        crate::cpu::relax();
+    }
+}
+
 /// Makes the CPU with the given APIC ID leave its guest or its sleep.
+#[inline]
 pub fn kick(apic_id: u32) {
-    send(apic_id, vectors::KICK);
+    send(apic_id, Message::Fixed(vectors::KICK));
+}
+
+/// Makes the CPU with the given APIC ID look into its mailbox.
+pub fn call(apic_id: u32) {
+    send(apic_id, Message::Fixed(vectors::CALL));
+}
+
+/// Sends a non-maskable interrupt to the CPU with the given APIC ID.
+pub fn send_nmi(apic_id: u32) {
+    send(apic_id, Message::Nmi);
+}
+
+/// Resets the CPU with the given APIC ID, which then waits for [`send_startup`].
+pub fn send_init(apic_id: u32) {
+    send(apic_id, Message::Init);
+}
+
+/// Starts the CPU with the given APIC ID in real mode at the beginning of `page`, a page number below 256.
+pub fn send_startup(apic_id: u32, page: u8) {
+    send(apic_id, Message::Startup(page));
 }
 
 /// Masks all inputs of the two 8259s. They are initialised first, so that a spurious interrupt of theirs would not look like an exception.
@@ -321,7 +410,7 @@ pub fn route_isa(irq: u8, overrides: &[InterruptOverride], vector: u8) -> Result
         io_apics.iter().find(|i| gsi.checked_sub(i.gsi_base).is_some_and(|pin| pin < i.pins)).ok_or(NoIoApicFor { gsi })?;
     let index = 0x10 + 2 * (gsi - io_apic.gsi_base);
     io_apic.write(index, PIN_MASKED);
-    // Physical destination mode has eight bits; the boot CPU's ID practically always fits, being the lowest.
+    // To this CPU, the boot CPU. Physical destination mode has eight bits; its ID practically always fits, being the lowest.
     io_apic.write(index + 1, id() << 24);
     io_apic.write(index, entry);
     Ok(())
@@ -330,6 +419,14 @@ pub fn route_isa(irq: u8, overrides: &[InterruptOverride], vector: u8) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn commands_are_as_the_manual_draws_them() {
+        assert_eq!(command(Message::Fixed(0xf0)), 0x40f0);
+        assert_eq!(command(Message::Nmi), 0x4400);
+        assert_eq!(command(Message::Init), 0x4500);
+        assert_eq!(command(Message::Startup(0x8f)), 0x468f);
+    }
 
     #[test]
     fn isa_interrupts_follow_their_overrides() {

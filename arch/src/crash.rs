@@ -3,7 +3,7 @@
 use crate::cpu::trap::TrapFrame;
 use crate::cpu::{cr, percpu};
 use crate::symbols::{Address, Backtrace};
-use crate::{console, power, tsc};
+use crate::{console, power, smp::stop, tsc};
 use core::arch::naked_asm;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -18,12 +18,6 @@ static DEPTH: AtomicU32 = AtomicU32::new(0);
 /// Says whether a crash restarts the machine (the default) or leaves it as it is.
 pub fn set_reboot(reboot: bool) {
     REBOOT.store(reboot, Ordering::Relaxed);
-}
-
-/// True once a CPU has crashed: the others stop at their next NMI.
-#[must_use]
-pub fn in_progress() -> bool {
-    DEPTH.load(Ordering::Relaxed) > 0
 }
 
 struct Out;
@@ -48,12 +42,14 @@ pub fn note(message: fmt::Arguments<'_>) {
     let _ = writeln!(Out, "(BH) {message}");
 }
 
-/// Reports a fatal error of the hypervisor, and ends. `frame`: the registers at the fault, if there was one.
+/// Reports a fatal error of the hypervisor, and ends; the other CPUs are stopped first. Of several CPUs that crash, the first reports. `frame`:
+/// the registers at the fault, if there was one.
 pub fn die(message: fmt::Arguments<'_>, frame: Option<&TrapFrame>) -> ! {
     // SAFETY: interrupts are of no use any more.
     unsafe { core::arch::asm!("cli", options(nomem, nostack)) };
+    stop::take_over();
     if DEPTH.fetch_add(1, Ordering::Relaxed) > 0 {
-        // The report itself has crashed, or another CPU while this one reports.
+        // The report itself has crashed.
         if DEPTH.load(Ordering::Relaxed) == 2 {
             note(format_args!("PANIC: and while reporting that: {message}"));
             end();
@@ -78,6 +74,7 @@ pub fn die(message: fmt::Arguments<'_>, frame: Option<&TrapFrame>) -> ! {
 
 /// Ends for a reason that lies in the machine or its configuration: no registers, no call chain.
 pub fn refuse(message: fmt::Arguments<'_>) -> ! {
+    stop::take_over();
     console::write_sync(b"\r\n");
     note(format_args!("PANIC: {message}"));
     end();
@@ -103,7 +100,7 @@ fn trace(frame: u64) {
 }
 
 fn registers(f: &TrapFrame) {
-    let cpu = if percpu::installed() { percpu::current().id } else { 0 };
+    let cpu = percpu::identify().map_or(0, percpu::PerCpu::number);
     note(format_args!("CPU {cpu} RIP {:04x}:{} RFLAGS {:08x}", f.cs, Address(f.rip), f.rflags));
     note(format_args!("RAX {:016x} RBX {:016x} RCX {:016x} RDX {:016x}", f.rax, f.rbx, f.rcx, f.rdx));
     note(format_args!("RSI {:016x} RDI {:016x} RBP {:016x} RSP {:016x}", f.rsi, f.rdi, f.rbp, f.rsp));

@@ -19,6 +19,7 @@ pub mod multiboot;
 pub mod platform;
 pub mod power;
 pub mod rtc;
+pub mod smp;
 pub mod svm;
 pub mod symbols;
 pub mod timer;

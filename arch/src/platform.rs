@@ -1,26 +1,35 @@
 //! The machine below the hypervisor, once for each vendor.
 
 use crate::{
-    apic, console, cpu,
+    console,
+    cpu::{self, percpu},
     mm::{
         frames,
         guest::{GuestRam, Stage2Format},
         table::PageSize,
     },
-    power, rtc,
+    power, rtc, smp,
     svm::{self, Svm, SvmVcpu},
     timer, tsc,
     vmx::{self, Vmx, VmxVcpu},
 };
 use alloc::sync::Arc;
+use core::fmt::Display;
 use x86defs::{CpuidResult, CreateError, Platform, RamRange, Vcpu, VcpuConfig};
 
 /// What the two vendors do each in their way.
 pub trait Vendor: Send + Sync + 'static {
     type Vcpu: Vcpu;
+    /// Why a CPU cannot run guests.
+    type Unsupported: Display + Send;
     /// The name for people.
     const NAME: &'static str;
     const STAGE2: Stage2Format;
+    /// Makes this CPU ready to run guests. Once on each CPU, with its per-CPU data in place.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    fn enable(&self) -> Result<(), Self::Unsupported>;
     /// The largest pages that stage-2 tables may have.
     fn largest_page(&self) -> PageSize;
     /// CPUID of the host, less what a guest cannot have here.
@@ -32,9 +41,13 @@ pub trait Vendor: Send + Sync + 'static {
 
 impl Vendor for Svm {
     type Vcpu = SvmVcpu;
+    type Unsupported = svm::Unsupported;
     const NAME: &'static str = "AMD-V";
     const STAGE2: Stage2Format = Stage2Format::Npt;
 
+    fn enable(&self) -> Result<(), Self::Unsupported> {
+        Svm::enable(self)
+    }
     fn largest_page(&self) -> PageSize {
         // NPT has the page sizes of the host's own tables (AMD APM vol. 2, 15.25.3).
         if cpu::cpuid(0x8000_0001, 0).edx & 1 << 26 != 0 { PageSize::Size1G } else { PageSize::Size2M }
@@ -52,9 +65,13 @@ impl Vendor for Svm {
 
 impl Vendor for Vmx {
     type Vcpu = VmxVcpu;
+    type Unsupported = vmx::Unsupported;
     const NAME: &'static str = "VT-x";
     const STAGE2: Stage2Format = Stage2Format::Ept;
 
+    fn enable(&self) -> Result<(), Self::Unsupported> {
+        Vmx::enable(self)
+    }
     fn largest_page(&self) -> PageSize {
         Vmx::largest_page(self)
     }
@@ -75,10 +92,14 @@ pub struct Machine<V> {
 }
 
 impl<V: Vendor> Machine<V> {
-    /// `vendor` has been enabled on this CPU.
-    #[must_use]
-    pub const fn new(vendor: V) -> Self {
-        Self { vendor }
+    /// Enables `vendor` on this CPU and on all others that are up; one of those where that fails is left out, and says so. Once.
+    ///
+    /// # Errors
+    /// Why this CPU, the boot CPU, cannot run guests.
+    pub fn new(vendor: V) -> Result<Self, V::Unsupported> {
+        vendor.enable()?;
+        smp::enable_all(|| vendor.enable());
+        Ok(Self { vendor })
     }
 }
 
@@ -120,14 +141,18 @@ impl<V: Vendor> Platform for Machine<V> {
     }
 
     fn cpus(&self) -> u32 {
-        1
+        smp::online()
     }
+    #[inline]
     fn this_cpu(&self) -> u32 {
-        cpu::percpu::current().id
+        percpu::current().number()
     }
-    fn start_cpus(&'static self, _main: &'static (dyn Fn(u32) + Sync)) {}
-    fn kick(&self, _cpu: u32) {
-        apic::kick(apic::id());
+    fn start_cpus(&'static self, main: &'static (dyn Fn(u32) + Sync)) {
+        smp::run(main);
+    }
+    #[inline]
+    fn kick(&self, cpu: u32) {
+        smp::kick(cpu);
     }
 
     fn console_write(&self, bytes: &[u8]) -> usize {
@@ -138,11 +163,13 @@ impl<V: Vendor> Platform for Machine<V> {
     }
 
     fn power_off(&self) -> ! {
+        smp::stop::take_over();
         console::flush();
         self.vendor.leave();
         power::power_off()
     }
     fn reset(&self) -> ! {
+        smp::stop::take_over();
         console::flush();
         self.vendor.leave();
         power::reset()

@@ -4,6 +4,7 @@ use crate::options::NoDisplay;
 use arch::console::Display;
 use arch::cpu::features::{self, Features};
 use arch::mm::frames;
+use arch::smp::{Started, Synchrony};
 use hv::log::{always, info, warn};
 
 /// The first line.
@@ -43,6 +44,25 @@ impl core::fmt::Display for Names<'_> {
             separator = ", ";
         }
         if separator.is_empty() { f.write_str("none") } else { Ok(()) }
+    }
+}
+
+/// `started`: the CPUs beside the boot CPU; `present`: all that the firmware lists.
+pub fn cpus(started: &[Started], present: usize) {
+    let used = started.len() + 1;
+    always!("CPUs: {used} of {} used", present.max(used));
+    for cpu in started {
+        let Started { number, apic_id, tsc } = *cpu;
+        info!("CPU {number}: APIC ID {apic_id}");
+        match tsc {
+            Synchrony::Synchronous => {}
+            Synchrony::Corrected(ticks) => always!("TSC: CPU {number} was off by {ticks} ticks, corrected"),
+            Synchrony::Off(ticks) => warn!("TSC: CPU {number} is off by {ticks} ticks"),
+            Synchrony::Unknown => warn!("TSC: CPU {number} could not be compared with the boot CPU"),
+        }
+    }
+    if !started.is_empty() && started.iter().all(|cpu| matches!(cpu.tsc, Synchrony::Synchronous | Synchrony::Corrected(_))) {
+        always!("TSC: synchronous on all CPUs");
     }
 }
 

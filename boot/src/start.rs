@@ -6,7 +6,7 @@ use alloc::{boxed::Box, vec::Vec};
 use arch::cpu::{features, stack, trap};
 use arch::mm::{self, direct, frames, frames::Range};
 use arch::multiboot::{self, BootInformation, MemoryKind};
-use arch::{acpi, apic, console, crash, power, rtc, symbols, timer, tsc};
+use arch::{acpi, apic, console, crash, power, rtc, smp, symbols, timer, tsc};
 use core::cell::UnsafeCell;
 use hv::log::{always, error, info, warn};
 use x86defs::Hpa;
@@ -115,10 +115,9 @@ pub unsafe fn start(boot_information_at: u64, offset: u64) -> ! {
     for irq in console::enable_interrupts(&platform.interrupts.overrides) {
         warn!("console: no IOAPIC pin for IRQ {irq}, the serial port is polled");
     }
-    always!("CPUs: 1 of {} used", platform.interrupts.cpus.len().max(1));
-    if frames::trampoline().is_none() {
-        info!("no page below 640 KiB for starting further CPUs");
-    }
+    // SAFETY: once, on the boot CPU, whose interrupt controller and timer are set up.
+    let started = unsafe { smp::start(&platform.interrupts.cpus, &cpu_features, options.maxcpus) };
+    report::cpus(&started, platform.interrupts.cpus.len());
 
     let modules = modules(information);
     report::modules(modules);
@@ -155,7 +154,7 @@ fn set_up_memory(information: BootInformation<'static>, reserved: &[Range], feat
         .collect();
     // The loader's own structures may lie in memory that its map calls something else.
     ram.extend_from_slice(reserved);
-    let guards = stack::guards().map(|(guard, _)| guard);
+    let guards = stack::boot_stacks().named().map(|(_, bounds)| bounds.guard());
     // SAFETY: once, after the frame allocator; the sections cover the image, and we run on the boot stack in it.
     if let Err(error) = unsafe { mm::init(&mut ram, &image::sections(), &guards, features.largest_page()) } {
         crash::refuse(format_args!("cannot build the host's page tables: {error:?}"));

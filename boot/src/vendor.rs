@@ -13,17 +13,11 @@ use hv::{
 };
 use x86defs::VirtFeature;
 
-/// Enables virtualisation on this CPU and runs the guests. Without virtualisation, says why and stays.
+/// Enables virtualisation on all CPUs and runs the guests. Without virtualisation, says why and stays.
 pub fn run(boot: &BootInfo) -> ! {
     match virt::detect() {
-        Ok(Virtualisation::Svm(svm)) => match svm.enable() {
-            Ok(()) => start(&svm.features(), svm, boot),
-            Err(reason) => cannot_run(&reason),
-        },
-        Ok(Virtualisation::Vmx(vmx)) => match vmx.enable() {
-            Ok(()) => start(&vmx.features(), vmx, boot),
-            Err(reason) => cannot_run(&reason),
-        },
+        Ok(Virtualisation::Svm(svm)) => start(&svm.features(), svm, boot),
+        Ok(Virtualisation::Vmx(vmx)) => start(&vmx.features(), vmx, boot),
         Err(reason) => cannot_run(&reason),
     }
 }
@@ -33,10 +27,13 @@ fn start<V: Vendor>(features: &[VirtFeature], vendor: V, boot: &BootInfo) -> ! {
         let names: alloc::vec::Vec<_> = features.iter().filter(|f| wanted(f)).map(|f| f.name).collect();
         if names.is_empty() { "none".into() } else { names.join(", ") }
     };
+    let machine = match Machine::new(vendor) {
+        Ok(machine) => Box::leak(Box::new(machine)),
+        Err(reason) => cannot_run(&reason),
+    };
     always!("Virtualisation: {}, using {}", V::NAME, list(|f| f.used));
     info!("{}: present but not used: {}", V::NAME, list(|f| f.present && !f.used));
     info!("{}: absent: {}", V::NAME, list(|f| !f.present));
-    let machine = Box::leak(Box::new(Machine::new(vendor)));
     hv::run(machine, boot)
 }
 

@@ -56,6 +56,39 @@ impl Features {
     pub fn largest_page(&self) -> PageSize {
         if self.pages_1g { PageSize::Size1G } else { PageSize::Size2M }
     }
+
+    /// True if a CPU with these features can do all that one with `other` can.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        // Destructured, so that a new feature is not forgotten here.
+        let Self {
+            nx,
+            pages_1g,
+            smep,
+            smap,
+            umip,
+            xsave,
+            pat,
+            x2apic,
+            tsc_deadline,
+            invariant_tsc,
+            hypervisor: _,
+            physical_bits,
+        } = *other;
+        let pairs = [
+            (self.nx, nx),
+            (self.pages_1g, pages_1g),
+            (self.smep, smep),
+            (self.smap, smap),
+            (self.umip, umip),
+            (self.xsave, xsave),
+            (self.pat, pat),
+            (self.x2apic, x2apic),
+            (self.tsc_deadline, tsc_deadline),
+            (self.invariant_tsc, invariant_tsc),
+        ];
+        pairs.into_iter().all(|(own, wanted)| own || !wanted) && self.physical_bits >= physical_bits
+    }
 }
 
 /// Sets this CPU's control registers for the host: caches on, write protection, no-execute, SMEP, SMAP and UMIP where present.
@@ -117,6 +150,15 @@ fn text<const WORDS: usize, const BYTES: usize>(words: [u32; WORDS]) -> ArrayStr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cpu_that_lacks_something_is_noticed() {
+        let full = Features { smap: true, physical_bits: 46, ..detect() };
+        assert!(full.covers(&full));
+        assert!(full.covers(&Features { smap: false, physical_bits: 36, ..full }));
+        assert!(!Features { smap: false, ..full }.covers(&full));
+        assert!(!Features { physical_bits: 45, ..full }.covers(&full));
+    }
 
     #[test]
     fn brand_text_is_trimmed() {

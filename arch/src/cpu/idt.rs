@@ -114,7 +114,7 @@ fn stack_of(vector: u8) -> u8 {
 ///
 /// # Safety
 /// Once, before any CPU loads it.
-pub unsafe fn init() {
+pub(super) unsafe fn init() {
     // SAFETY: nobody else uses the table yet.
     let gates = unsafe { &mut *IDT.0.get() };
     for (vector, gate) in gates.iter_mut().enumerate() {
@@ -127,7 +127,7 @@ pub unsafe fn init() {
 ///
 /// # Safety
 /// [`init`] is done, and this CPU's GDT and TSS are loaded.
-pub unsafe fn load() {
+pub(super) unsafe fn load() {
     #[repr(C, packed)]
     struct Pointer {
         limit: u16,

@@ -5,6 +5,7 @@ pub mod features;
 pub mod gdt;
 mod idt;
 pub mod msr;
+pub mod mtrr;
 pub mod percpu;
 pub mod port;
 pub mod stack;

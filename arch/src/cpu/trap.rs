@@ -1,7 +1,7 @@
 //! What the host does with its own exceptions and interrupts.
 
-use super::{cr, idt, msr, percpu, port};
-use crate::crash;
+use super::{cr, idt, msr, percpu, port, stack};
+use crate::{crash, smp};
 use core::fmt;
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use x86defs::{Rflags, vector};
@@ -76,7 +76,7 @@ pub(super) fn handle(frame: &mut TrapFrame) {
     let vector = frame.vector as u8;
     match vector {
         FIRST_INTERRUPT.. => dispatch(vector),
-        vector::NMI => non_maskable(frame),
+        vector::NMI => non_maskable(),
         vector::GP if let Some(rip) = msr::recover(frame.rip) => frame.rip = rip,
         vector::MC => machine_check(frame),
         vector::DB if is_stray(frame) => {
@@ -99,12 +99,13 @@ fn is_stray(frame: &TrapFrame) -> bool {
     frame.rflags & Rflags::TF.bits() == 0 && dr7 & BREAKPOINTS == 0
 }
 
-/// An NMI is counted; code outside of NMI context reports it. During a crash it stops the CPU.
-fn non_maskable(_frame: &TrapFrame) {
-    if crash::in_progress() {
-        cr::halt_forever();
+/// An NMI is counted; code outside of NMI context reports it. If another CPU has taken the machine over, it stops this one.
+fn non_maskable() {
+    let cpu = percpu::identify();
+    smp::stop::obey(cpu);
+    if let Some(cpu) = cpu {
+        cpu.nmis.fetch_add(1, Ordering::Relaxed);
     }
-    percpu::current().nmis.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Reports NMIs that have come to this CPU since the last call, and the first stray debug exception. Called on every timer interrupt, where no lock is held. The chipset's reason is in port 0x61: SERR# and IOCHK#.
@@ -113,7 +114,8 @@ pub fn report_nmis() {
         STRAY_DEBUG.fetch_add(1, Ordering::Relaxed);
         log::debug!("a debug exception that nobody has asked for; further ones are not reported");
     }
-    let nmis = &percpu::current().nmis;
+    let cpu = percpu::current();
+    let nmis = &cpu.nmis;
     if nmis.load(Ordering::Relaxed) > 0 {
         let count = nmis.swap(0, Ordering::Relaxed);
         // SAFETY: reading port 0x61 has no side effect.
@@ -123,7 +125,7 @@ pub fn report_nmis() {
             (_, true) => "I/O channel check",
             _ => "unknown",
         };
-        log::warn!("{count} NMI on CPU {}, reason {reason}", percpu::current().id);
+        log::warn!("{count} NMI on CPU {}, reason {reason}", cpu.number());
     }
 }
 
@@ -173,16 +175,11 @@ impl fmt::Display for PageFault {
             _ => "not mapped",
         };
         write!(f, "page fault (#PF): {access} at {:#x}, {why}", self.address)?;
-        match stack_below(self.address) {
-            Some(stack) => write!(f, ": {stack} stack overflow"),
+        match stack::above_guard(self.address) {
+            Some((cpu, stack)) => write!(f, ": {stack} stack overflow (CPU {cpu})"),
             None => Ok(()),
         }
     }
-}
-
-/// The name of the stack whose guard page `address` lies in.
-fn stack_below(address: u64) -> Option<&'static str> {
-    super::stack::guards().into_iter().find(|(guard, _)| address & !0xfff == *guard).map(|(_, name)| name)
 }
 
 fn exception(frame: &TrapFrame) -> ! {
@@ -190,8 +187,8 @@ fn exception(frame: &TrapFrame) -> ! {
     match vector {
         vector::PF => crash::die(format_args!("{}", PageFault { address: cr::cr2(), code: frame.error_code }), Some(frame)),
         // A stack that runs into its guard page cannot take the #PF's frame either, so it ends here, with CR2 telling where.
-        vector::DF if let Some(stack) = stack_below(cr::cr2()) => {
-            crash::die(format_args!("{}: {stack} stack overflow at {:#x}", name(vector), cr::cr2()), Some(frame))
+        vector::DF if let Some((cpu, stack)) = stack::above_guard(cr::cr2()) => {
+            crash::die(format_args!("{}: {stack} stack overflow (CPU {cpu}) at {:#x}", name(vector), cr::cr2()), Some(frame))
         }
         _ => crash::die(format_args!("{}, error code {:#x}", name(vector), frame.error_code), Some(frame)),
     }
@@ -215,15 +212,14 @@ fn machine_check(frame: &TrapFrame) -> ! {
     crash::die(format_args!("{}", name(vector::MC)), Some(frame))
 }
 
-/// Installs the table on the boot CPU.
+/// Fills the table, and installs it and the boot CPU's data.
 ///
 /// # Safety
 /// Once, on the boot CPU, at CPL 0 in long mode.
 pub unsafe fn init_boot_cpu() {
     // SAFETY: the caller's.
     unsafe {
-        percpu::install_boot_cpu();
         idt::init();
-        idt::load();
+        percpu::install_boot_cpu();
     }
 }

@@ -36,7 +36,8 @@ impl TableMemory for Frames {
     }
 }
 
-type HostTable = PageTable<HostFormat, Frames>;
+/// A table of the host's.
+pub type HostTable = PageTable<HostFormat, Frames>;
 
 static HOST: Mutex<Option<HostTable>> = Mutex::new(None);
 
@@ -102,10 +103,29 @@ pub fn host_root() -> Option<Hpa> {
     HOST.lock().as_ref().map(HostTable::root)
 }
 
-/// True if the direct map has this address.
+/// Takes pages out of the direct map: guard pages below stacks. While no other CPU uses the tables, as only this one's translations are dropped.
+///
+/// # Errors
+/// `OutOfMemory` if a large page has to be split and there is no memory for a table.
+pub fn unmap_guards(guards: impl Iterator<Item = u64>) -> Result<(), MapError> {
+    let mut host = HOST.lock();
+    let table = host.as_mut().expect("the host's page tables come first");
+    for guard in guards {
+        table.unmap(guard, PAGE_SIZE)?;
+        cr::invlpg(guard);
+    }
+    Ok(())
+}
+
+/// True if the direct map has this address. Never waits: a crash may come while the tables are being changed, and what it needs has been
+/// mapped long before.
 #[must_use]
 pub fn is_mapped(address: Hpa) -> bool {
-    HOST.lock().as_ref().is_some_and(|t| t.translate(direct::BASE.wrapping_add(address.0)).is_some())
+    HOST.try_lock().is_none_or(|host| is_mapped_in(host.as_ref(), address))
+}
+
+fn is_mapped_in(host: Option<&HostTable>, address: Hpa) -> bool {
+    host.is_some_and(|t| t.translate(direct::BASE.wrapping_add(address.0)).is_some())
 }
 
 /// Makes device memory visible in the direct map and returns its address there. Pages that are mapped already keep their type.

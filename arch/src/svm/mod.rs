@@ -15,7 +15,10 @@ mod vcpu;
 pub mod vmcb;
 
 use crate::{
-    cpu::{self, msr, percpu},
+    cpu::{
+        self, msr,
+        percpu::{self, MAX_CPUS},
+    },
     mm::guest::GuestRam,
     vcpu::{LazyState, OwnedPages},
 };
@@ -32,9 +35,6 @@ use x86defs::{
 
 pub use vcpu::SvmVcpu;
 
-/// CPUs that can be enabled.
-const MAX_CPUS: usize = 256;
-
 /// Why Bulkhead cannot run guests on this CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unsupported {
@@ -46,8 +46,8 @@ pub enum Unsupported {
     Missing(&'static str),
     /// No memory for the host save area, or for the permission maps.
     OutOfMemory,
-    /// More CPUs than there is room for.
-    TooManyCpus,
+    /// This CPU's capabilities are not the boot CPU's.
+    Different,
 }
 
 impl core::fmt::Display for Unsupported {
@@ -59,7 +59,7 @@ impl core::fmt::Display for Unsupported {
             }
             Self::Missing(name) => write!(f, "AMD-V of this CPU lacks {name}"),
             Self::OutOfMemory => write!(f, "no memory for a host save area"),
-            Self::TooManyCpus => write!(f, "more than {MAX_CPUS} CPUs"),
+            Self::Different => write!(f, "AMD-V of this CPU differs from the boot CPU's"),
         }
     }
 }
@@ -83,7 +83,7 @@ struct Shared {
 impl Shared {
     /// The running CPU and its number.
     fn this_cpu(&self) -> Option<(u32, &CpuState)> {
-        let id = percpu::current().id;
+        let id = percpu::current().number();
         Some((id, self.cpus.get(id as usize)?.get()?))
     }
 }
@@ -115,8 +115,11 @@ impl Svm {
     /// The firmware has locked SVM off on this CPU, or no memory was left for its save area.
     pub fn enable(&self) -> Result<(), Unsupported> {
         check_firmware()?;
-        let id = percpu::current().id;
-        let slot = self.shared.cpus.get(id as usize).ok_or(Unsupported::TooManyCpus)?;
+        if Caps::detect().as_ref() != Some(&self.shared.caps) {
+            return Err(Unsupported::Different);
+        }
+        let id = percpu::current().number();
+        let slot = self.shared.cpus.get(id as usize).ok_or(Unsupported::Different)?;
         let host_save = OwnedPages::new(1).ok_or(Unsupported::OutOfMemory)?;
         let host_state = OwnedPages::new(1).ok_or(Unsupported::OutOfMemory)?;
         // SAFETY: the CPU has SVM, and it is not locked off. The pages live as long as `Shared`, which every vCPU holds; VMSAVE writes one of them.

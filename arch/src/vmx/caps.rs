@@ -20,6 +20,8 @@ pub enum Unsupported {
     Vmxon,
     /// No memory for a VMXON region.
     OutOfMemory,
+    /// This CPU's capabilities are not the boot CPU's, for which the controls were chosen.
+    Different,
 }
 
 impl core::fmt::Display for Unsupported {
@@ -35,6 +37,7 @@ impl core::fmt::Display for Unsupported {
             Self::Missing(name) => write!(f, "VT-x of this CPU lacks {name}"),
             Self::Vmxon => write!(f, "VMXON failed"),
             Self::OutOfMemory => write!(f, "no memory for a VMXON region"),
+            Self::Different => write!(f, "VT-x of this CPU differs from the boot CPU's"),
         }
     }
 }

@@ -45,8 +45,7 @@ impl Vmx {
             return Err(Unsupported::NoVmx);
         }
         allow_vmxon()?;
-        // SAFETY: `RawCapabilities::read` asks only for MSRs that a CPU with VMX has.
-        let raw = RawCapabilities::read(|index| unsafe { msr::read(index) });
+        let raw = raw_capabilities();
         let mut controls = Controls::choose(&raw)?;
         if interrupts_may_be_held() {
             controls.limit_turns(&raw);
@@ -62,7 +61,13 @@ impl Vmx {
     /// # Errors
     /// The firmware has locked VMX off on this CPU, VMXON failed, or no memory was left for its region.
     pub fn enable(&self) -> Result<(), Unsupported> {
+        if cpu::cpuid(1, 0).ecx & 1 << 5 == 0 {
+            return Err(Unsupported::NoVmx);
+        }
         allow_vmxon()?;
+        if raw_capabilities() != self.raw {
+            return Err(Unsupported::Different);
+        }
         let region = frames::allocate_zeroed().ok_or(Unsupported::OutOfMemory)?;
         // SAFETY: the page is ours, and the direct map reaches it.
         unsafe { direct::to_virt(region).cast::<u32>().write(self.controls.revision) };
@@ -144,6 +149,12 @@ const fn ept_pointer(root: Hpa) -> u64 {
     const WRITE_BACK: u64 = 6;
     const FOUR_LEVELS: u64 = (4 - 1) << 3;
     root.0 | WRITE_BACK | FOUR_LEVELS
+}
+
+/// This CPU's. It has VMX.
+fn raw_capabilities() -> RawCapabilities {
+    // SAFETY: `RawCapabilities::read` asks only for MSRs that a CPU with VMX has.
+    RawCapabilities::read(|index| unsafe { msr::read(index) })
 }
 
 /// Opens IA32_FEATURE_CONTROL of this CPU, unless it is locked.

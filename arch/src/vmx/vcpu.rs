@@ -566,7 +566,7 @@ impl VmxVcpu {
 
     pub(super) fn enter_cpu(&mut self) {
         debug_assert!(!self.vmcs.is_active());
-        let cpu = percpu::current().id;
+        let cpu = percpu::current().number();
         if self.last_cpu != Some(cpu) {
             self.last_cpu = Some(cpu);
             self.want_flush();
