@@ -7,7 +7,7 @@ use crate::{
     log,
     options::{Autostart, OnLastGuest, Options},
     run::{BootInfo, Module},
-    sched::{CpuMask, Policy, Scheduler, Share, TaskId},
+    sched::{CpuMask, Scheduler, Share, TaskId},
     vcpu::VirtCpu,
     vm::{Blueprint, End, Vm},
 };
@@ -63,7 +63,7 @@ impl<P: Platform> Host<P> {
             modules: boot.modules,
             clock,
             console: Arc::new(Console::default()),
-            sched: Mutex::new(Scheduler::new(Policy::Credit2, platform.cpus(), clock.now(platform))),
+            sched: Mutex::new(Scheduler::new(boot.options.sched, platform.cpus(), clock.now(platform))),
             guests: Mutex::new(Guests {
                 waiting: VecDeque::new(),
                 running: Vec::new(),
@@ -93,6 +93,10 @@ impl<P: Platform> Host<P> {
         let checked = config::parse_bytes(module.name, module.data).and_then(|guest| {
             if self.guests.lock().names().any(|name| name == guest.name) {
                 return Err(Vec::from([guest.error(Key::Name, Reason::NameInUse)]));
+            }
+            let host = self.platform.cpus();
+            if let Some(&cpus) = guest.cpus.iter().find(|cpus| cpus.and(CpuMask::first(host)).is_empty()) {
+                return Err(Vec::from([guest.error(Key::Cpus, Reason::NoSuchCpus { cpus, host })]));
             }
             Blueprint::new(guest, self.modules).map_err(|error| Vec::from([error]))
         });
@@ -168,11 +172,14 @@ impl<P: Platform> Host<P> {
         let now = self.clock.now(self.platform);
         let mut kicks = CpuMask::EMPTY;
         let mut sched = self.sched.lock();
-        sched.set_share(vm.id, Share::default(), now);
+        let config = &vm.blueprint.config;
+        sched.set_share(vm.id, Share { weight: config.cpu_weight, cap: config.cap }, now);
+        let host = CpuMask::first(self.platform.cpus());
         for vcpu in vcpus {
             let id = TaskId { vm: vm.id, vcpu: vcpu.id };
             let asleep = vcpu.is_asleep();
-            sched.add(id, Box::new(vcpu), CpuMask::first(self.platform.cpus()), paused);
+            let affinity = config.cpus.get(id.vcpu as usize).map_or(host, |cpus| cpus.and(host));
+            sched.add(id, Box::new(vcpu), affinity, paused);
             if sched.is_waiting_for_cpu(id) {
                 log::warn!("guest {}: vCPU {} has to wait for a CPU of its own", vm.name(), id.vcpu);
             }

@@ -4,7 +4,7 @@ use crate::{
     cpumask::CpuMask,
     host::Host,
     log,
-    sched::{Policy, Share, State, TaskId},
+    sched::{SchedulerKind, Share, State, TaskId},
     shell::operator::{
         DebugKey, GuestFlags, GuestInfo, HostInfo, Operator, OperatorError, Start, Trigger, VcpuActivity, VcpuInfo,
     },
@@ -90,7 +90,13 @@ impl<P: Platform> Host<P> {
         writeln!(out, "scheduler: {}", policy_name(sched.policy()))?;
         for cpu in 0..sched.cpus() {
             match sched.current(cpu) {
-                Some(id) => writeln!(out, "CPU {cpu}: guest {} vCPU {}, idle for {} ms in all", id.vm, id.vcpu, sched.idle_time(cpu) / 1_000_000)?,
+                Some(id) => writeln!(
+                    out,
+                    "CPU {cpu}: guest {} vCPU {}, idle for {} ms in all",
+                    id.vm,
+                    id.vcpu,
+                    sched.idle_time(cpu) / 1_000_000
+                )?,
                 None => writeln!(out, "CPU {cpu}: none, idle for {} ms in all", sched.idle_time(cpu) / 1_000_000)?,
             }
         }
@@ -111,10 +117,10 @@ impl<P: Platform> Host<P> {
     }
 }
 
-const fn policy_name(policy: Policy) -> &'static str {
+const fn policy_name(policy: SchedulerKind) -> &'static str {
     match policy {
-        Policy::Credit2 => "credit2",
-        Policy::Null => "null",
+        SchedulerKind::Credit2 => "credit2",
+        SchedulerKind::Null => "null",
     }
 }
 
@@ -268,7 +274,7 @@ impl<P: Platform> Operator for Host<P> {
         self.guest(guest)?;
         let now = self.now();
         let mut sched = self.sched.lock();
-        if sched.policy() != Policy::Credit2 {
+        if sched.policy() != SchedulerKind::Credit2 {
             return Err(OperatorError::NotForScheduler { scheduler: policy_name(sched.policy()) });
         }
         let old = sched.share(guest).unwrap_or_default();

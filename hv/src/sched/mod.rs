@@ -14,15 +14,17 @@
 #[cfg(test)]
 mod tests;
 
+pub use crate::{
+    config::DEFAULT_WEIGHT,
+    cpumask::{CpuMask, MAX_CPUS},
+    options::SchedulerKind,
+};
 use alloc::{
     collections::{BTreeMap, BTreeSet},
     vec::Vec,
 };
-pub use crate::cpumask::{CpuMask, MAX_CPUS};
 use x86defs::{Duration, Time};
 
-/// Weight of a guest that has none configured.
-pub const DEFAULT_WEIGHT: u16 = 256;
 /// Every ready task of equal weight runs about once in so long, as far as [`MIN_SLICE`] allows.
 const ROUND: Duration = Duration::from_millis(20);
 /// A running task keeps its CPU for at least so long against others that are merely as far behind.
@@ -36,16 +38,6 @@ const WAKE_CREDIT: u64 = 4_000_000;
 const PREEMPT: u64 = 500_000;
 /// Over so long, a capped guest gets its share.
 const CAP_PERIOD: Duration = Duration::from_millis(10);
-
-/// How CPU time is given out (`sched=`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Policy {
-    /// Shared by weight.
-    #[default]
-    Credit2,
-    /// Each vCPU has a CPU of its own, which needs no timer; those beyond the number of CPUs wait until one is free.
-    Null,
-}
 
 /// A vCPU of a guest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -179,7 +171,7 @@ pub struct TaskInfo {
 
 /// All tasks and CPUs.
 pub struct Scheduler<T> {
-    policy: Policy,
+    policy: SchedulerKind,
     cpus: Vec<Cpu>,
     tasks: BTreeMap<TaskId, Task<T>>,
     /// The ready tasks that are not paused, the one furthest behind first.
@@ -191,7 +183,7 @@ pub struct Scheduler<T> {
 
 impl<T> Scheduler<T> {
     #[must_use]
-    pub fn new(policy: Policy, cpus: u32, now: Time) -> Self {
+    pub fn new(policy: SchedulerKind, cpus: u32, now: Time) -> Self {
         let cpu = Cpu { current: None, since: now, start: now, idle: false, contested: false, idled: 0 };
         Self {
             policy,
@@ -204,7 +196,7 @@ impl<T> Scheduler<T> {
     }
 
     #[must_use]
-    pub fn policy(&self) -> Policy {
+    pub fn policy(&self) -> SchedulerKind {
         self.policy
     }
 
@@ -239,7 +231,7 @@ impl<T> Scheduler<T> {
             doomed: false,
         };
         self.tasks.insert(id, task);
-        if self.policy == Policy::Null {
+        if self.policy == SchedulerKind::Null {
             self.assign(id);
         }
     }
@@ -259,7 +251,7 @@ impl<T> Scheduler<T> {
     /// True if the task has no CPU to run on at present (`sched=null` with too few).
     #[must_use]
     pub fn is_waiting_for_cpu(&self, id: TaskId) -> bool {
-        self.policy == Policy::Null && self.tasks.get(&id).is_some_and(|task| task.own.is_none())
+        self.policy == SchedulerKind::Null && self.tasks.get(&id).is_some_and(|task| task.own.is_none())
     }
 
     /// Marks a guest's tasks for removal. Returns the payloads of those that wait, which are gone already, and the CPUs to kick because
@@ -334,7 +326,7 @@ impl<T> Scheduler<T> {
 
     /// Where a task may run from now on. Returns the CPU to kick, if it has to leave one. `affinity` must name a CPU that exists.
     pub fn set_affinity(&mut self, id: TaskId, affinity: CpuMask) -> Option<u32> {
-        let null = self.policy == Policy::Null;
+        let null = self.policy == SchedulerKind::Null;
         let task = self.tasks.get_mut(&id)?;
         task.affinity = affinity;
         if null && task.own.is_some_and(|cpu| !affinity.contains(cpu)) {
@@ -401,8 +393,8 @@ impl<T> Scheduler<T> {
 
     fn may_run(&self, task: &Task<T>, cpu: u32) -> bool {
         match self.policy {
-            Policy::Credit2 => task.affinity.contains(cpu),
-            Policy::Null => task.own == Some(cpu),
+            SchedulerKind::Credit2 => task.affinity.contains(cpu),
+            SchedulerKind::Null => task.own == Some(cpu),
         }
     }
 
@@ -451,8 +443,8 @@ impl<T> Scheduler<T> {
         for &(vruntime, id) in &self.queue {
             let Some(task) = self.tasks.get(&id) else { continue };
             let may = match self.policy {
-                Policy::Credit2 => task.affinity.contains(cpu),
-                Policy::Null => task.own == Some(cpu),
+                SchedulerKind::Credit2 => task.affinity.contains(cpu),
+                SchedulerKind::Null => task.own == Some(cpu),
             };
             if !may {
                 continue;

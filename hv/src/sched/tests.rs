@@ -1,6 +1,6 @@
 //! The scheduler on simulated CPUs whose tasks run, sleep and wake as told.
 
-use super::{Came, CpuMask, Policy, Scheduler, Share, State, TaskId, Verdict};
+use super::{Came, CpuMask, Scheduler, SchedulerKind, Share, State, TaskId, Verdict};
 use alloc::{collections::BTreeMap, vec, vec::Vec};
 use proptest::prelude::*;
 use x86defs::{Duration, Time};
@@ -23,7 +23,7 @@ fn id(vm: u32) -> TaskId {
 }
 
 impl Machine {
-    fn new(policy: Policy, cpus: u32) -> Self {
+    fn new(policy: SchedulerKind, cpus: u32) -> Self {
         let mut machine = Self {
             sched: Scheduler::new(policy, cpus, Time(0)),
             now: Time(0),
@@ -144,7 +144,7 @@ fn within(value: u64, want: u64, percent: u64) -> bool {
 #[test]
 fn time_is_in_proportion_to_weight() {
     for (a, b) in [(256, 512), (1, 65535), (300, 100)] {
-        let mut m = Machine::new(Policy::Credit2, 1);
+        let mut m = Machine::new(SchedulerKind::Credit2, 1);
         m.add(id(1), weight(a), CpuMask::ALL);
         m.add(id(2), weight(b), CpuMask::ALL);
         m.run_for(20_000);
@@ -157,7 +157,7 @@ fn time_is_in_proportion_to_weight() {
 
 #[test]
 fn sixteen_on_two_cpus_get_the_same() {
-    let mut m = Machine::new(Policy::Credit2, 2);
+    let mut m = Machine::new(SchedulerKind::Credit2, 2);
     for vm in 1..=16 {
         m.add(id(vm), weight(256), CpuMask::ALL);
     }
@@ -170,7 +170,7 @@ fn sixteen_on_two_cpus_get_the_same() {
 #[test]
 fn a_cap_holds_whether_the_cpu_is_wanted_or_not() {
     for others in [0, 3] {
-        let mut m = Machine::new(Policy::Credit2, 2);
+        let mut m = Machine::new(SchedulerKind::Credit2, 2);
         for vcpu in 0..2 {
             m.add(TaskId { vm: 1, vcpu }, Share { weight: 256, cap: 25 }, CpuMask::ALL);
         }
@@ -185,7 +185,7 @@ fn a_cap_holds_whether_the_cpu_is_wanted_or_not() {
 
 #[test]
 fn a_cap_above_one_cpu() {
-    let mut m = Machine::new(Policy::Credit2, 4);
+    let mut m = Machine::new(SchedulerKind::Credit2, 4);
     for vcpu in 0..4 {
         m.add(TaskId { vm: 1, vcpu }, Share { weight: 256, cap: 150 }, CpuMask::ALL);
     }
@@ -196,7 +196,7 @@ fn a_cap_above_one_cpu() {
 
 #[test]
 fn no_cpu_idles_while_work_may_run_there() {
-    let mut m = Machine::new(Policy::Credit2, 3);
+    let mut m = Machine::new(SchedulerKind::Credit2, 3);
     for vm in 1..=2 {
         m.add(id(vm), weight(256), CpuMask::ALL);
     }
@@ -212,7 +212,7 @@ fn no_cpu_idles_while_work_may_run_there() {
 
 #[test]
 fn pins_are_kept() {
-    let mut m = Machine::new(Policy::Credit2, 2);
+    let mut m = Machine::new(SchedulerKind::Credit2, 2);
     m.add(id(1), weight(256), CpuMask::single(0));
     m.add(id(2), weight(256), CpuMask::single(0));
     m.add(id(3), weight(256), CpuMask::single(1));
@@ -230,7 +230,7 @@ fn pins_are_kept() {
 
 #[test]
 fn a_sleeper_is_back_soon_and_cannot_hoard() {
-    let mut m = Machine::new(Policy::Credit2, 1);
+    let mut m = Machine::new(SchedulerKind::Credit2, 1);
     for vm in 1..=4 {
         m.add(id(vm), weight(256), CpuMask::ALL);
     }
@@ -248,7 +248,7 @@ fn a_sleeper_is_back_soon_and_cannot_hoard() {
 
 #[test]
 fn a_lone_task_is_left_alone() {
-    let mut m = Machine::new(Policy::Credit2, 1);
+    let mut m = Machine::new(SchedulerKind::Credit2, 1);
     m.add(id(1), weight(256), CpuMask::ALL);
     assert_eq!(m.cpus[0].1, None, "no timer");
     m.sleep(id(1));
@@ -261,7 +261,7 @@ fn a_lone_task_is_left_alone() {
 
 #[test]
 fn null_gives_each_a_cpu_and_no_timer() {
-    let mut m = Machine::new(Policy::Null, 2);
+    let mut m = Machine::new(SchedulerKind::Null, 2);
     for vm in 1..=3 {
         m.add(id(vm), weight(256), CpuMask::ALL);
     }
@@ -281,7 +281,7 @@ fn null_gives_each_a_cpu_and_no_timer() {
 
 #[test]
 fn paused_guests_use_nothing() {
-    let mut m = Machine::new(Policy::Credit2, 1);
+    let mut m = Machine::new(SchedulerKind::Credit2, 1);
     m.add(id(1), weight(256), CpuMask::ALL);
     m.add(id(2), weight(256), CpuMask::ALL);
     for cpu in m.sched.set_paused(1, true).iter() {
@@ -332,7 +332,7 @@ proptest! {
     /// within a bounded time.
     #[test]
     fn nothing_is_lost(steps in proptest::collection::vec(step(), 1..120), null in any::<bool>()) {
-        let policy = if null { Policy::Null } else { Policy::Credit2 };
+        let policy = if null { SchedulerKind::Null } else { SchedulerKind::Credit2 };
         let mut m = Machine::new(policy, 3);
         let mut alive: BTreeMap<u32, (u64, bool)> = BTreeMap::new();
         for step in steps {
@@ -386,7 +386,7 @@ proptest! {
                 }
             }
         }
-        if policy == Policy::Credit2 {
+        if policy == SchedulerKind::Credit2 {
             let before = m.work.clone();
             for vm in alive.keys() {
                 m.sched.set_share(*vm, Share::default(), m.now);
