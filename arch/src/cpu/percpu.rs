@@ -135,10 +135,9 @@ pub fn register(cpu: &'static PerCpu) {
 
 /// Takes a CPU out of the registry; those behind it move up by one number. While nobody uses the numbers.
 pub fn retire(number: u32) {
-    let start = number as usize;
-    for index in start..MAX_CPUS {
-        let next = CPUS.get(index + 1).map_or(null_mut(), |slot| slot.load(Ordering::Acquire));
-        CPUS[index].store(next, Ordering::Release);
+    for (index, slot) in CPUS.iter().enumerate().skip(number as usize) {
+        let next = CPUS.get(index + 1).map_or(null_mut(), |next| next.load(Ordering::Acquire));
+        slot.store(next, Ordering::Release);
         if let Some(cpu) = get(index as u32) {
             cpu.number.store(index as u32, Ordering::Relaxed);
         }

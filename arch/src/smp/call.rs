@@ -104,8 +104,8 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU32};
     use std::{thread, vec::Vec};
 
-    const CPUS: usize = 4;
-    const CALLS: u32 = 300;
+    const CPUS: usize = 3;
+    const CALLS: u32 = 40;
 
     /// Each CPU has all others do something, again and again, while the others do the same: everything is done, exactly once on each, before
     /// the call returns, and nobody waits for ever.

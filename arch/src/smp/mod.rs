@@ -23,7 +23,10 @@ use core::fmt::Display;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use spin::Once;
 use trampoline::{Taken, Trampoline};
-use x86defs::{PAGE_SIZE, msr::IA32_TSC_ADJUST};
+use x86defs::{
+    PAGE_SIZE,
+    msr::{IA32_TIME_STAMP_COUNTER, IA32_TSC_ADJUST},
+};
 
 /// CPUs that are up, the boot CPU included: those with the numbers below.
 static ONLINE: AtomicU32 = AtomicU32::new(1);
@@ -56,32 +59,25 @@ pub fn online() -> u32 {
 /// Which CPUs of the MADT are started, and which are not.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Plan {
-    /// APIC IDs, the boot CPU's not among them.
-    start: Vec<u32>,
+    /// APIC IDs in the order in which they are tried, the boot CPU's not among them.
+    candidates: Vec<u32>,
+    /// So many of them are started.
+    room: usize,
     /// APIC IDs that need x2APIC mode, which the boot CPU does not have.
     unreachable: Vec<u32>,
-    /// So many are beyond what is supported.
+    /// So many more are wanted than are supported.
     beyond: usize,
 }
 
 /// `cpus`: all that are enabled, without repetition. At most `limit` are used, the boot CPU included, whether it is listed or not.
 fn plan(cpus: &[CpuInfo], boot: u32, mode: Mode, limit: Option<u32>) -> Plan {
-    let mut plan = Plan::default();
-    let room = limit.map_or(usize::MAX, |limit| limit.max(1) as usize) - 1;
-    for id in cpus.iter().map(|cpu| cpu.apic_id).filter(|&id| id != boot) {
-        if plan.start.len() == room {
-            break;
-        }
-        // 255 is the broadcast address in xAPIC mode.
-        if mode == Mode::XApic && id >= 0xff {
-            plan.unreachable.push(id);
-        } else if plan.start.len() == MAX_CPUS - 1 {
-            plan.beyond += 1;
-        } else {
-            plan.start.push(id);
-        }
-    }
-    plan
+    // 255 is the broadcast address in xAPIC mode.
+    let reachable = |id: &u32| mode == Mode::X2Apic || *id < 0xff;
+    let (candidates, unreachable): (Vec<u32>, Vec<u32>) =
+        cpus.iter().map(|cpu| cpu.apic_id).filter(|&id| id != boot).partition(reachable);
+    let wanted = candidates.len().min(limit.map_or(usize::MAX, |limit| limit.max(1) as usize) - 1);
+    let room = wanted.min(MAX_CPUS - 1);
+    Plan { candidates, room, unreachable, beyond: wanted - room }
 }
 
 /// How a CPU's time-stamp counter compares with the boot CPU's.
@@ -117,16 +113,16 @@ pub unsafe fn start(cpus: &[CpuInfo], boot_features: &Features, limit: Option<u3
     if plan.beyond > 0 {
         log::warn!("{} CPUs left out: at most {MAX_CPUS} are supported", plan.beyond);
     }
-    if plan.start.is_empty() {
+    if plan.room == 0 {
         return Vec::new();
     }
     MODEL.call_once(|| Model { features: *boot_features, mtrrs: Mtrrs::read() });
-    let stacks = allocate_stacks(plan.start.len());
-    if stacks.len() < plan.start.len() {
-        log::warn!("{} CPUs left out: no memory for their stacks", plan.start.len() - stacks.len());
+    let stacks = allocate_stacks(plan.room);
+    if stacks.len() < plan.room {
+        log::warn!("{} CPUs left out: no memory for their stacks", plan.room - stacks.len());
     }
     match Trampoline::new(frames::trampoline()) {
-        Ok(trampoline) => start_all(&trampoline, &plan.start, stacks),
+        Ok(trampoline) => start_all(&trampoline, &plan.candidates, stacks),
         Err(reason) => {
             log::warn!("only the boot CPU is used: {reason}");
             Vec::new()
@@ -134,7 +130,7 @@ pub unsafe fn start(cpus: &[CpuInfo], boot_features: &Features, limit: Option<u3
     }
 }
 
-/// One after the other: those that come get the next number and the next stacks.
+/// One after the other, as long as there are stacks: those that come get the next number and the next stacks.
 fn start_all(trampoline: &Trampoline, ids: &[u32], stacks: Vec<Stacks>) -> Vec<Started> {
     let mut started = Vec::new();
     let mut stacks = stacks.into_iter();
@@ -383,28 +379,38 @@ pub fn kick(number: u32) {
     }
 }
 
-/// Compares a CPU's TSC with this one's, and sets it right if it is off and can be set right: first by the firmware's adjustment, which
-/// should be the same everywhere, then by what was measured (SDM vol. 3B, 19.17.3).
+/// Compares a CPU's TSC with this one's, and sets it right if it is off: first by making the firmware's adjustment the same as here, then by
+/// what was measured (SDM vol. 3B, 19.17.3).
 fn synchronise(cpu: &PerCpu) -> Synchrony {
-    let Some(first) = compare(cpu) else { return Synchrony::Unknown };
+    const TSC_ADJUST: u32 = 1 << 1;
     let there = |run: &(dyn Fn() + Sync)| call_on(core::iter::once(cpu.number()), run);
-    let adjustment = msr::try_read(IA32_TSC_ADJUST);
+    // Not by trying: emulators let unknown MSRs pass.
+    let adjustable = cpu::cpuid(0, 0).eax >= 7 && cpu::cpuid(7, 0).ebx & TSC_ADJUST != 0;
+    let adjustment = || if adjustable { msr::try_read(IA32_TSC_ADJUST) } else { None };
+    let ours = adjustment();
     let theirs = spin::Mutex::new(None);
-    there(&|| *theirs.lock() = msr::try_read(IA32_TSC_ADJUST));
+    there(&|| *theirs.lock() = adjustment());
     let mut theirs = theirs.into_inner();
-    if let (Some(ours), Some(theirs)) = (adjustment, theirs)
+    if let (Some(ours), Some(theirs)) = (ours, theirs)
         && ours != theirs
     {
         log::info!("CPU {}: IA32_TSC_ADJUST is {theirs:#x}, on the boot CPU {ours:#x}", cpu.number());
     }
-    let Some(mut off) = first.off_by() else { return Synchrony::Synchronous };
-    let before = off;
-    for attempt in 0..3 {
-        let (Some(ours), Some(current)) = (adjustment, theirs) else { break };
-        let better = if attempt == 0 && current != ours { ours } else { current.wrapping_sub(off.cast_unsigned()) };
-        // SAFETY: the CPU has the register, and nothing on it depends on the TSC yet.
-        there(&|| _ = unsafe { msr::try_write(IA32_TSC_ADJUST, better) });
-        theirs = Some(better);
+    let Some(first) = compare(cpu) else { return Synchrony::Unknown };
+    let Some(before) = first.off_by() else { return Synchrony::Synchronous };
+    let mut off = before;
+    for attempt in 0..4 {
+        let (register, value) = match (ours, theirs) {
+            (Some(ours), Some(theirs)) if attempt == 0 && theirs != ours => (IA32_TSC_ADJUST, Some(ours)),
+            (Some(_), Some(theirs)) => (IA32_TSC_ADJUST, Some(theirs.wrapping_sub(off.cast_unsigned()))),
+            _ => (IA32_TIME_STAMP_COUNTER, None),
+        };
+        there(&|| {
+            let value = value.unwrap_or_else(|| cr::tsc().wrapping_sub(off.cast_unsigned()));
+            // SAFETY: nothing on that CPU depends on its TSC yet.
+            let _ = unsafe { msr::try_write(register, value) };
+        });
+        theirs = value;
         match compare(cpu).map(clocks::Ways::off_by) {
             Some(Some(still)) => off = still,
             Some(None) => return Synchrony::Corrected(before),
@@ -432,33 +438,34 @@ mod tests {
     #[test]
     fn all_but_the_boot_cpu_are_started_in_the_tables_order() {
         let list = cpus([4, 0, 2, 0x123]);
-        assert_eq!(plan(&list, 0, Mode::X2Apic, None).start, [4, 2, 0x123]);
+        let found = plan(&list, 0, Mode::X2Apic, None);
+        assert_eq!((found.candidates, found.room), (Vec::from([4, 2, 0x123]), 3));
         // The boot CPU need not be listed.
-        assert_eq!(plan(&list, 9, Mode::X2Apic, None).start, [4, 0, 2, 0x123]);
+        assert_eq!(plan(&list, 9, Mode::X2Apic, None).candidates, [4, 0, 2, 0x123]);
         assert_eq!(plan(&[], 0, Mode::X2Apic, None), Plan::default());
     }
 
     #[test]
-    fn the_limit_includes_the_boot_cpu() {
+    fn the_limit_includes_the_boot_cpu_and_leaves_others_to_try() {
         let list = cpus(0..8);
-        assert_eq!(plan(&list, 3, Mode::XApic, Some(3)).start, [0, 1]);
-        assert_eq!(plan(&list, 3, Mode::XApic, Some(1)), Plan::default());
-        assert_eq!(plan(&list, 3, Mode::XApic, Some(0)), Plan::default());
-        assert_eq!(plan(&list, 3, Mode::XApic, Some(100)).start.len(), 7);
+        let found = plan(&list, 3, Mode::XApic, Some(3));
+        assert_eq!((found.candidates.len(), found.room), (7, 2));
+        for (limit, room) in [(0, 0), (1, 0), (2, 1), (8, 7), (100, 7)] {
+            assert_eq!(plan(&list, 3, Mode::XApic, Some(limit)).room, room, "{limit}");
+        }
     }
 
     #[test]
     fn without_x2apic_only_eight_bits_can_be_reached() {
         let plan = plan(&cpus([0, 254, 255, 256, 1]), 0, Mode::XApic, None);
-        assert_eq!((plan.start, plan.unreachable), (Vec::from([254, 1]), Vec::from([255, 256])));
+        assert_eq!((plan.candidates, plan.unreachable), (Vec::from([254, 1]), Vec::from([255, 256])));
     }
 
     #[test]
     fn what_is_beyond_the_supported_number_is_counted() {
         let all = cpus(0..300);
         let found = plan(&all, 0, Mode::X2Apic, None);
-        assert_eq!((found.start.len() + 1, found.beyond), (MAX_CPUS, 300 - MAX_CPUS));
-        assert_eq!(found.start.last(), Some(&255));
+        assert_eq!((found.room + 1, found.beyond), (MAX_CPUS, 300 - MAX_CPUS));
         // Those that nobody has asked for are not missed.
         assert_eq!(plan(&all, 0, Mode::X2Apic, Some(200)).beyond, 0);
     }
