@@ -4,7 +4,9 @@ use super::{
     fake::{FakeHost, SECOND, guest},
     *,
 };
+use crate::testing::FakePlatform;
 use alloc::{format, string::String};
+use core::sync::atomic::Ordering;
 use proptest::prelude::*;
 use std::string::ToString;
 
@@ -288,6 +290,8 @@ fn what_the_host_refuses_is_said() {
     host.refusal.replace(Some(OperatorError::Refused { config: "web.cfg".into() }));
     assert_eq!(output(&host, "create -c web"), "create: web.cfg: web.cfg was refused, see the messages above\n");
     assert_eq!(host.calls(), ["create web.cfg Running"], "no focus without a guest");
+    host.refusal.replace(Some(OperatorError::NoConsole));
+    assert_eq!(output(&host, "console db"), "console: db: the guest has no console (serial = \"none\")\n");
     host.refusal.replace(Some(OperatorError::NotForScheduler { scheduler: "null" }));
     assert_eq!(output(&host, "sched-credit2 -d web -w 5"), "sched-credit2: web: sched=null has no weights and caps\n");
     // One refusal does not keep the others from being asked.
@@ -455,6 +459,25 @@ fn a_slow_console_gets_everything_in_the_end() {
     }
     assert!(shell.wants_input());
     assert_eq!(String::from_utf8(text).unwrap().replace("\r\n", "\n"), expected);
+}
+
+#[test]
+fn the_console_gets_the_prompt_when_the_shell_has_the_input() {
+    let (host, platform) = (FakeHost::new(), FakePlatform::new());
+    let mut shell = Shell::default();
+    shell.pump(&platform, false);
+    assert!(platform.output.lock().unwrap().is_empty());
+    platform.room.store(20, Ordering::Relaxed);
+    shell.pump(&platform, true);
+    assert!(shell.has_output(), "the greeting is longer");
+    platform.room.store(usize::MAX, Ordering::Relaxed);
+    shell.pump(&platform, true);
+    b"pause web\r".iter().for_each(|&byte| shell.input(byte, &host));
+    shell.pump(&platform, true);
+    assert!(!shell.has_output());
+    let text = String::from_utf8(platform.output.lock().unwrap().clone()).unwrap();
+    assert!(text.starts_with("The hypervisor's shell") && text.contains("bulkhead> "), "{text}");
+    assert!(text.ends_with("pause web\r\nbulkhead> "), "{text}");
 }
 
 #[test]
