@@ -1,8 +1,16 @@
-//! The host console shared among guests: each guest's output with its name where there are several, input to one of them.
+//! The host console shared among the hypervisor's shell and the guests: who has the input, and what is shown of whose output.
+//!
+//! One of them has the input: the shell, or a guest, whose output is then shown as it is. What other guests write is shown line by line with
+//! their names, or kept until the operator switches to them (`guest_output=`). Keys are switched as in Xen (`conswitch=`): a control character
+//! three times goes on to the next; one or two of it that something else follows are passed on with that.
 
-use crate::log;
-use alloc::{string::String, vec::Vec};
-use core::sync::atomic::{AtomicU32, Ordering};
+use crate::{
+    log,
+    options::{ConsoleSwitch, FirstInput, GuestOutput, Options},
+};
+use alloc::{collections::VecDeque, string::String, vec::Vec};
+use arrayvec::ArrayVec;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use spin::Mutex;
 use x86defs::Platform;
 
@@ -10,20 +18,32 @@ use x86defs::Platform;
 const HISTORY: usize = 16 * 1024;
 /// Longest unfinished line of a guest in the background; a longer one is shown in pieces.
 const LINE: usize = 256;
+/// Bytes typed for a guest that it has not taken yet. They are kept here, and not in front of the console, so that the operator can always
+/// switch away from a guest that takes no input.
+const TYPED: usize = 64 * 1024;
+/// Most that is shown at once of what a guest wrote before the operator switched to it.
+const CHUNK: usize = 1024;
+/// Most that is shown, at a guest's end, of what it wrote in the background and nobody has seen.
+const LAST_WORDS: u64 = 2048;
+/// So many switch characters in a row switch.
+const SWITCH: u8 = 3;
 /// No guest has the input.
 const NOBODY: u32 = u32::MAX;
 
-/// What one guest has written to its serial port: its history, and the line it is at when it is not in the foreground.
+/// What one guest has written to its serial port, and what has been typed for it.
 #[derive(Debug, Default)]
 pub struct GuestConsole {
     inner: Mutex<Output>,
+    typed: Mutex<VecDeque<u8>>,
 }
 
 #[derive(Debug, Default)]
 struct Output {
     history: Vec<u8>,
-    /// Where the next byte goes once `history` is full.
-    next: usize,
+    /// Bytes ever written: the position after the newest.
+    end: u64,
+    /// Up to this position the output has been shown, or is in `line`.
+    shown: u64,
     /// The unfinished line of a background guest, not shown yet.
     line: Vec<u8>,
 }
@@ -33,19 +53,128 @@ impl GuestConsole {
     #[must_use]
     pub fn history(&self) -> Vec<u8> {
         let output = self.inner.lock();
-        let (new, old) = output.history.split_at(output.next.min(output.history.len()));
-        [old, new].concat()
+        output.from(output.start()).collect()
+    }
+
+    /// Keeps bytes typed for the guest until it takes them. False if there is no room for them all; those that fit are kept.
+    pub fn type_in(&self, bytes: &[u8]) -> bool {
+        let mut typed = self.typed.lock();
+        let room = TYPED.saturating_sub(typed.len());
+        typed.extend(bytes.iter().copied().take(room));
+        bytes.len() <= room
+    }
+
+    /// The next byte typed for the guest. Ask only when it can take one.
+    pub fn take_typed(&self) -> Option<u8> {
+        self.typed.lock().pop_front()
     }
 }
 
 impl Output {
     fn keep(&mut self, byte: u8) {
-        if self.history.len() < HISTORY {
-            self.history.push(byte);
-        } else if let Some(slot) = self.history.get_mut(self.next) {
-            *slot = byte;
-            self.next = (self.next + 1) % HISTORY;
+        let at = (self.end % HISTORY as u64) as usize;
+        match self.history.get_mut(at) {
+            Some(slot) => *slot = byte,
+            None => self.history.push(byte),
         }
+        self.end += 1;
+    }
+
+    /// The position of the oldest byte that is kept.
+    fn start(&self) -> u64 {
+        self.end.saturating_sub(HISTORY as u64)
+    }
+
+    /// What is kept from a position on.
+    fn from(&self, position: u64) -> impl Iterator<Item = u8> {
+        (position.max(self.start())..self.end).filter_map(|at| self.history.get((at % HISTORY as u64) as usize).copied())
+    }
+
+    fn behind(&self) -> bool {
+        self.shown < self.end || !self.line.is_empty()
+    }
+
+    /// Shows a byte of a guest in the background, a line at a time. False if the console has no room; the byte has not been taken then.
+    fn in_background<P: Platform>(&mut self, platform: &P, name: &str, byte: u8) -> bool {
+        let full = self.line.len() >= LINE;
+        if (byte == b'\n' || full) && !self.flush_line(platform, Some(name)) {
+            return false;
+        }
+        if byte != b'\n' && byte != b'\r' {
+            self.line.push(byte);
+        }
+        true
+    }
+
+    /// Shows what the guest that has the input wrote before it had it. False if the console has no room for the rest.
+    fn catch_up<P: Platform>(&mut self, platform: &P, name: &str) -> bool {
+        if !self.flush_line(platform, None) {
+            return false;
+        }
+        let lost = self.start().saturating_sub(self.shown);
+        if lost > 0 {
+            log::always!("console: {lost} bytes of guest {name}'s output are not kept any more");
+            self.shown += lost;
+        }
+        while self.shown < self.end {
+            let part: Vec<u8> = self.from(self.shown).take(CHUNK).collect();
+            let count = platform.console_write(&part);
+            if count == 0 {
+                return false;
+            }
+            self.shown += count as u64;
+            log::note_column(part.get(count - 1).is_none_or(|&b| b == b'\n' || b == b'\r'));
+        }
+        true
+    }
+
+    /// Puts the pending line of a background guest on the console: with its name as a line of its own, or (when the guest has come to the
+    /// foreground) as it is. False if the console has no room; nothing is lost then.
+    fn flush_line<P: Platform>(&mut self, platform: &P, name: Option<&str>) -> bool {
+        if name.is_none() && self.line.is_empty() {
+            return true;
+        }
+        let mut text = String::new();
+        if let Some(name) = name {
+            log::fresh_line();
+            text = alloc::format!("({name}) ");
+        }
+        let mut bytes = text.into_bytes();
+        bytes.extend_from_slice(&self.line);
+        if name.is_some() {
+            bytes.extend_from_slice(b"\r\n");
+        }
+        // The console takes all or nothing of what fits its ring, which is far longer than a line.
+        if platform.console_write(&bytes) < bytes.len() {
+            return false;
+        }
+        self.line.clear();
+        log::note_column(name.is_some());
+        true
+    }
+}
+
+/// What a typed byte means.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Key {
+    /// It may be part of a switch sequence: nothing yet.
+    Held,
+    /// Bytes for the hypervisor's shell.
+    Shell(Typed),
+    /// Bytes for this guest.
+    Guest(u32, Typed),
+    /// The input has been switched to this guest, or to the shell. Say so by [`announce`].
+    Switched(Option<u32>),
+}
+
+/// A key, after switch characters that it has broken the sequence of.
+pub type Typed = ArrayVec<u8, { SWITCH as usize }>;
+
+/// Says on the console who has the input: the guest of this name, or the shell.
+pub fn announce(guest: Option<&str>) {
+    match guest {
+        Some(name) => log::always!("console: input goes to guest {name}"),
+        None => log::always!("console: input goes to the hypervisor shell"),
     }
 }
 
@@ -54,120 +183,138 @@ impl Output {
 pub struct Console {
     /// The guest whose output is shown raw and who gets the input.
     focus: AtomicU32,
+    /// A guest that starts gets the input if no other guest has it: not while the operator is with the shell.
+    follow: AtomicBool,
+    /// Switch characters that wait for what follows them.
+    held: AtomicU8,
+    switch: ConsoleSwitch,
+    mode: GuestOutput,
 }
 
 impl Default for Console {
     fn default() -> Self {
-        Self { focus: AtomicU32::new(NOBODY) }
+        Self::new(&Options::default())
     }
 }
 
 impl Console {
-    /// The guest that has the input.
+    #[must_use]
+    pub fn new(options: &Options) -> Self {
+        Self {
+            focus: AtomicU32::new(NOBODY),
+            follow: AtomicBool::new(options.conswitch.first == FirstInput::Guest),
+            held: AtomicU8::new(0),
+            switch: options.conswitch,
+            mode: options.guest_output,
+        }
+    }
+
+    /// The guest that has the input; `None` if the shell has it.
     pub fn focus(&self) -> Option<u32> {
         Some(self.focus.load(Ordering::Relaxed)).filter(|&id| id != NOBODY)
     }
 
-    /// Gives the input to a guest, or to nobody.
+    /// Gives the input to a guest, or to the shell.
     pub fn set_focus(&self, guest: Option<u32>) {
         self.focus.store(guest.unwrap_or(NOBODY), Ordering::Relaxed);
+    }
+
+    /// A guest has started. True if it has got the input, since no other guest had it and the operator has not chosen the shell.
+    pub fn guest_started(&self, id: u32) -> bool {
+        self.follow.load(Ordering::Relaxed)
+            && self.focus.compare_exchange(NOBODY, id, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// A guest has ended. True if it had the input, which then goes to the next guest that starts, unless it is given to another.
+    pub fn guest_ended(&self, id: u32) -> bool {
+        let had_focus = self.focus.compare_exchange(id, NOBODY, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if had_focus {
+            self.follow.store(true, Ordering::Relaxed);
+        }
+        had_focus
+    }
+
+    /// A byte has been typed. `guests` are those that can have the input, in the order in which it goes round. To be called on one CPU at a
+    /// time, in the order in which the console is read.
+    pub fn key(&self, byte: u8, guests: &[u32]) -> Key {
+        let held = self.held.load(Ordering::Relaxed);
+        if Some(byte) == self.switch.code {
+            let complete = held + 1 >= SWITCH;
+            self.held.store(if complete { 0 } else { held + 1 }, Ordering::Relaxed);
+            return if complete { Key::Switched(self.go_on(guests)) } else { Key::Held };
+        }
+        self.held.store(0, Ordering::Relaxed);
+        // Fewer than SWITCH are held, so there is room for this one.
+        let earlier = (1..SWITCH).filter_map(|n| self.switch.code.filter(|_| n <= held));
+        let typed = earlier.chain([byte]).collect();
+        match self.focus() {
+            Some(guest) => Key::Guest(guest, typed),
+            None => {
+                self.follow.store(false, Ordering::Relaxed);
+                Key::Shell(typed)
+            }
+        }
+    }
+
+    /// Switches the input: from the shell to the first guest, from one guest to the next, from the last one to the shell.
+    fn go_on(&self, guests: &[u32]) -> Option<u32> {
+        let next = match self.focus() {
+            None => guests.first(),
+            Some(id) => guests.iter().position(|&guest| guest == id).and_then(|at| guests.get(at + 1)),
+        };
+        let next = next.copied();
+        self.set_focus(next);
+        self.follow.store(false, Ordering::Relaxed);
+        next
     }
 
     /// Shows one byte of guest `id`'s output. False if the host's console is full: offer it again later.
     pub fn write<P: Platform>(&self, platform: &P, id: u32, name: &str, guest: &GuestConsole, byte: u8) -> bool {
         let mut output = guest.inner.lock();
         if self.focus() == Some(id) {
-            if !flush_line(platform, &mut output, None) || platform.console_write(&[byte]) == 0 {
+            if !output.catch_up(platform, name) || platform.console_write(&[byte]) == 0 {
                 return false;
             }
             log::note_column(byte == b'\n' || byte == b'\r');
-        } else {
-            if byte == b'\n' || output.line.len() >= LINE {
-                if !flush_line(platform, &mut output, Some(name)) {
-                    return false;
-                }
-                if byte != b'\n' {
-                    output.line.push(byte);
-                }
-            } else if byte != b'\r' {
-                output.line.push(byte);
-            }
+        } else if self.mode == GuestOutput::Switch {
+            output.keep(byte);
+            return true;
+        } else if !output.in_background(platform, name, byte) {
+            return false;
         }
         output.keep(byte);
+        output.shown = output.end;
         true
     }
 
-    /// Shows what a guest left unfinished, at its end.
-    pub fn finish<P: Platform>(&self, platform: &P, name: &str, guest: &GuestConsole) {
-        let mut output = guest.inner.lock();
-        if !output.line.is_empty() {
-            flush_line(platform, &mut output, Some(name));
+    /// Shows what guest `id` wrote before it got the input, as far as the host's console has room.
+    pub fn catch_up<P: Platform>(&self, platform: &P, id: u32, name: &str, guest: &GuestConsole) {
+        if self.focus() == Some(id) {
+            guest.inner.lock().catch_up(platform, name);
         }
     }
-}
 
-/// Puts the pending line of a background guest on the console: with its name as a line of its own, or (when the guest has come to the
-/// foreground) as it is. False if the console has no room; nothing is lost then.
-fn flush_line<P: Platform>(platform: &P, output: &mut Output, name: Option<&str>) -> bool {
-    if name.is_none() && output.line.is_empty() {
-        return true;
+    /// True if [`Console::catch_up`] has still something to show.
+    pub fn is_behind(&self, id: u32, guest: &GuestConsole) -> bool {
+        self.focus() == Some(id) && guest.inner.lock().behind()
     }
-    let mut text = String::new();
-    if let Some(name) = name {
-        log::fresh_line();
-        text = alloc::format!("({name}) ");
+
+    /// Shows what a guest left unfinished, at its end, and the last of what nobody has seen.
+    pub fn finish<P: Platform>(&self, platform: &P, name: &str, guest: &GuestConsole) {
+        let mut output = guest.inner.lock();
+        let from = output.shown.max(output.end.saturating_sub(LAST_WORDS));
+        let unseen: Vec<u8> = output.from(from).collect();
+        output.shown = output.end;
+        for byte in unseen {
+            // A console that is full now will not be empty in time.
+            output.in_background(platform, name, byte);
+        }
+        if !output.line.is_empty() {
+            output.flush_line(platform, Some(name));
+        }
     }
-    let mut bytes = text.into_bytes();
-    bytes.extend_from_slice(&output.line);
-    if name.is_some() {
-        bytes.extend_from_slice(b"\r\n");
-    }
-    // The console takes all or nothing of what fits its ring, which is far longer than a line.
-    if platform.console_write(&bytes) < bytes.len() {
-        return false;
-    }
-    output.line.clear();
-    log::note_column(name.is_some());
-    true
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::FakePlatform;
-
-    fn shown(platform: &FakePlatform) -> String {
-        String::from_utf8(core::mem::take(&mut platform.output.lock().unwrap())).unwrap()
-    }
-
-    #[test]
-    fn foreground_is_raw_and_background_is_prefixed_by_line() {
-        let platform = FakePlatform::new();
-        let console = Console::default();
-        let (a, b) = (GuestConsole::default(), GuestConsole::default());
-        console.set_focus(Some(1));
-        for byte in b"ab" {
-            assert!(console.write(&platform, 1, "a", &a, *byte));
-        }
-        assert_eq!(shown(&platform), "ab");
-        for byte in b"one\r\ntwo" {
-            assert!(console.write(&platform, 2, "b", &b, *byte));
-        }
-        assert!(shown(&platform).ends_with("(b) one\r\n"));
-        console.finish(&platform, "b", &b);
-        assert!(shown(&platform).ends_with("(b) two\r\n"));
-        assert_eq!(b.history(), b"one\r\ntwo");
-    }
-
-    #[test]
-    fn history_keeps_the_newest() {
-        let guest = GuestConsole::default();
-        for n in 0..HISTORY + 3 {
-            guest.inner.lock().keep(n as u8);
-        }
-        let history = guest.history();
-        assert_eq!(history.len(), HISTORY);
-        assert_eq!(history[0], 3);
-        assert_eq!(*history.last().unwrap(), (HISTORY + 2) as u8);
-    }
-}
+#[path = "console_tests.rs"]
+mod tests;

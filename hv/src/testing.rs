@@ -1,7 +1,7 @@
 //! A scripted machine for host tests: vCPUs that play back exits and write down the answers, RAM in a `Vec`, time that tests set.
 
 use alloc::{collections::VecDeque, sync::Arc, vec, vec::Vec};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Mutex;
 use x86defs::{
     CpuidResult, Cr0, Cr4, CreateError, Efer, Exception, Exit, Gpa, Gprs, GuestMemory, OutsideRam, Platform, RamRange, Resume,
@@ -242,6 +242,8 @@ pub struct FakePlatform {
     pub tsc: AtomicU64,
     pub timer: AtomicU64,
     pub output: Mutex<Vec<u8>>,
+    /// Bytes that the console has room for.
+    pub room: AtomicUsize,
     pub input: Mutex<VecDeque<u8>>,
     /// Scripts for the vCPUs to come.
     pub scripts: Mutex<VecDeque<Vec<Exit>>>,
@@ -253,6 +255,7 @@ impl FakePlatform {
             tsc: AtomicU64::new(1000),
             timer: AtomicU64::new(u64::MAX),
             output: Mutex::default(),
+            room: AtomicUsize::new(usize::MAX),
             input: Mutex::default(),
             scripts: Mutex::default(),
         }
@@ -314,6 +317,11 @@ impl Platform for FakePlatform {
     fn kick(&self, _cpu: u32) {}
 
     fn console_write(&self, bytes: &[u8]) -> usize {
+        let room = self.room.load(Ordering::Relaxed);
+        if bytes.len() > room {
+            return 0;
+        }
+        self.room.store(room - bytes.len(), Ordering::Relaxed);
         self.output.lock().unwrap().extend_from_slice(bytes);
         bytes.len()
     }

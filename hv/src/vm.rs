@@ -337,13 +337,14 @@ impl<P: Platform> Vm<P> {
 
     /// Passes the serial port's output on to the console, as far as that has room.
     pub fn pump_output(&self, platform: &P) {
-        let shown = self.blueprint.config.serial == Serial::Pty;
+        self.console.catch_up(platform, self.id, self.name(), &self.output);
+        let shown = self.has_console();
         self.board.drain_serial(|byte| !shown || self.console.write(platform, self.id, self.name(), &self.output, byte));
     }
 
     /// True if the console had no room for some of the output.
     pub fn has_output(&self) -> bool {
-        self.board.has_events()
+        self.board.has_events() || self.console.is_behind(self.id, &self.output)
     }
 
     /// Shows what is left of the output, at the guest's end.
@@ -352,9 +353,29 @@ impl<P: Platform> Vm<P> {
         self.console.finish(platform, self.name(), &self.output);
     }
 
+    /// True for a guest whose serial port leads to the console.
+    pub fn has_console(&self) -> bool {
+        self.blueprint.config.serial == Serial::Pty
+    }
+
+    /// Bytes typed for this guest, which gets them as its serial port takes them. False if they are too many.
+    pub fn type_in(&self, now: Time, bytes: &[u8]) -> bool {
+        let fits = !self.has_console() || self.output.type_in(bytes);
+        self.pump_input(now);
+        fits
+    }
+
+    /// Passes on what was typed for this guest, as far as its serial port takes it.
+    pub fn pump_input(&self, now: Time) {
+        while self.wants_input() {
+            let Some(byte) = self.output.take_typed() else { break };
+            self.input(now, byte);
+        }
+    }
+
     /// True if the serial port can take a byte of input now.
     pub fn wants_input(&self) -> bool {
-        self.blueprint.config.serial == Serial::Pty && self.board.serial_wants_input()
+        self.has_console() && self.board.serial_wants_input()
     }
 
     /// A byte typed for this guest.

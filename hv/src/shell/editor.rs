@@ -281,3 +281,7 @@ fn go(text: &[u8], from: usize, to: usize, out: &mut Vec<u8>) {
     out.extend(core::iter::repeat_n(BACKSPACE, from.saturating_sub(to)));
     out.extend_from_slice(text.get(from..to).unwrap_or_default());
 }
+
+#[cfg(test)]
+#[path = "editor_tests.rs"]
+mod tests;

@@ -199,3 +199,8 @@ impl fmt::Write for Screen<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;

@@ -159,6 +159,8 @@ pub enum OperatorError {
     NoSuchCpus {
         cpus: CpuMask,
     },
+    /// The guest's serial port does not lead to the console (`serial = "none"`).
+    NoConsole,
     /// The scheduler in use has no weights and caps.
     NotForScheduler {
         scheduler: &'static str,
@@ -178,6 +180,7 @@ impl fmt::Display for OperatorError {
             Self::NoSuchModule { name } => write!(f, "no boot module is named {name}"),
             Self::Refused { config } => write!(f, "{config} was refused, see the messages above"),
             Self::NoSuchCpus { cpus } => write!(f, "the host has no CPU of {cpus}"),
+            Self::NoConsole => f.write_str("the guest has no console (serial = \"none\")"),
             Self::NotForScheduler { scheduler } => write!(f, "sched={scheduler} has no weights and caps"),
             Self::Unsupported => f.write_str("not possible on this host"),
         }
