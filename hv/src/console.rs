@@ -64,6 +64,12 @@ impl GuestConsole {
         bytes.len() <= room
     }
 
+    /// True if the guest has not taken all that was typed for it.
+    #[must_use]
+    pub fn has_typed(&self) -> bool {
+        !self.typed.lock().is_empty()
+    }
+
     /// The next byte typed for the guest. Ask only when it can take one.
     pub fn take_typed(&self) -> Option<u8> {
         self.typed.lock().pop_front()

@@ -3,11 +3,12 @@
 use crate::{
     clock::Clock,
     config::{self, Action, ConfigError, Key, Reason},
-    console::Console,
+    console::{self, Console},
     log,
     options::{Autostart, OnLastGuest, Options},
     run::{BootInfo, Module},
     sched::{CpuMask, Scheduler, Share, TaskId},
+    shell::Shell,
     vcpu::VirtCpu,
     vm::{Blueprint, End, Vm},
 };
@@ -26,6 +27,7 @@ pub(crate) struct Host<P: Platform> {
     pub(crate) modules: &'static [Module],
     pub(crate) clock: Clock,
     pub(crate) console: Arc<Console>,
+    pub(crate) shell: Mutex<Shell>,
     pub(crate) sched: Mutex<Scheduler<Box<VirtCpu<P>>>>,
     pub(crate) guests: Mutex<Guests<P>>,
 }
@@ -62,7 +64,8 @@ impl<P: Platform> Host<P> {
             cmdline: boot.cmdline,
             modules: boot.modules,
             clock,
-            console: Arc::new(Console::default()),
+            console: Arc::new(Console::new(&boot.options)),
+            shell: Mutex::new(Shell::default()),
             sched: Mutex::new(Scheduler::new(boot.options.sched, platform.cpus(), clock.now(platform))),
             guests: Mutex::new(Guests {
                 waiting: VecDeque::new(),
@@ -153,8 +156,8 @@ impl<P: Platform> Host<P> {
             }
         };
         log::always!("guest {name}: started{}", if paused { ", paused" } else { "" });
-        if self.console.focus().is_none() {
-            self.give_focus(&vm);
+        if vm.has_console() && self.console.guest_started(id) {
+            console::announce(Some(name));
         }
         guests.running.push(vm.clone());
         drop(guests);
@@ -165,7 +168,7 @@ impl<P: Platform> Host<P> {
     /// Gives the console's input to a guest.
     pub(crate) fn give_focus(&self, vm: &Vm<P>) {
         self.console.set_focus(Some(vm.id));
-        log::always!("console: input goes to guest {}", vm.name());
+        console::announce(Some(vm.name()));
     }
 
     fn enqueue(&self, vm: &Vm<P>, vcpus: Vec<VirtCpu<P>>, paused: bool) {
@@ -229,10 +232,7 @@ impl<P: Platform> Host<P> {
         self.guests.lock().running.retain(|other| other.id != vm.id);
         let name = &blueprint.config.name;
         log::always!("guest {name}: ended: {end}");
-        let had_focus = self.console.focus() == Some(vm.id);
-        if had_focus {
-            self.console.set_focus(None);
-        }
+        let had_focus = self.console.guest_ended(vm.id);
         let action = match end {
             End::PowerOff | End::DebugExit(_) => blueprint.config.on_poweroff,
             End::Reboot => blueprint.config.on_reboot,
@@ -264,9 +264,6 @@ impl<P: Platform> Host<P> {
             }
             Action::Destroy | Action::Restart => drop(vm),
         }
-        if had_focus && self.console.focus().is_none() {
-            self.pass_focus();
-        }
         let start_more = {
             let guests = self.guests.lock();
             guests.running.is_empty() && guests.building == 0 && !guests.waiting.is_empty()
@@ -274,15 +271,23 @@ impl<P: Platform> Host<P> {
         if start_more {
             self.start_next();
         }
+        if had_focus && self.console.focus().is_none() {
+            self.pass_focus();
+        }
         // It may have something to say now.
         self.kick_all(CpuMask::single(0));
     }
 
-    /// Gives the console's input to the first guest.
+    /// Gives the console's input to the first guest that has a console, or else leaves it with the shell.
     fn pass_focus(&self) {
-        let guests = self.guests.lock();
-        if let Some(next) = guests.running.first() {
-            self.give_focus(next);
+        let next = {
+            let guests = self.guests.lock();
+            guests.running.iter().find(|vm| vm.has_console()).cloned()
+        };
+        match next {
+            Some(next) => self.give_focus(&next),
+            None if self.is_ending() => {}
+            None => console::announce(None),
         }
     }
 
@@ -302,6 +307,11 @@ impl<P: Platform> Host<P> {
     pub(crate) fn is_deserted(&self) -> bool {
         let guests = self.guests.lock();
         Self::nobody_left(&guests) && (!guests.announced_end || self.options.on_last_guest != OnLastGuest::Stay)
+    }
+
+    /// True if the last guest has ended and the host goes with it.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.options.on_last_guest != OnLastGuest::Stay && Self::nobody_left(&self.guests.lock())
     }
 
     /// After the last guest.

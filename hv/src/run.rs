@@ -1,13 +1,15 @@
 //! The loop of each CPU: timers and console first, then a vCPU until it stops, or sleep.
 
 use crate::{
+    console::{self, Key},
     host::Host,
     options::Options,
     sched::{Came, TaskId, Verdict},
+    shell::Shell,
     vcpu::{Context, Stop, VirtCpu},
     vm::{End, Vm},
 };
-use alloc::{boxed::Box, string::String, sync::Arc};
+use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
 use core::cell::Cell;
 use devices::interrupt::CpuSet;
 use x86defs::{Platform, Time, Vcpu};
@@ -253,28 +255,55 @@ impl<P: Platform> Host<P> {
         self.platform.set_timer(tsc);
     }
 
-    /// Passes the guests' output on and typed input in. Returns when to try again, if the console had no room.
+    /// Passes on what was typed, and what guests and shell have to show. Returns when to look again, if something has to wait.
     fn serve_console(&self, now: Time) -> Option<Time> {
-        let guests = self.guests.lock();
+        let mut shell = self.shell.lock();
+        while shell.wants_input() {
+            let Some(byte) = self.platform.console_read() else { break };
+            self.typed(&mut shell, now, byte);
+        }
         let mut waiting = false;
+        let guests = self.guests.lock();
         for vm in &guests.running {
+            vm.pump_input(now);
             vm.pump_output(self.platform);
-            waiting |= vm.has_output();
+            waiting |= vm.has_output() || vm.has_typed();
+            self.wake(vm, vm.board.router.take_woken(), 0, None);
         }
-        let focus = self.console.focus().and_then(|id| guests.running.iter().find(|vm| vm.id == id)).cloned();
         drop(guests);
-        if let Some(vm) = focus {
-            self.pump_input(&vm, now);
+        // A host that is about to go has no use for a prompt.
+        if !self.is_ending() {
+            shell.pump(self.platform, self.console.focus().is_none());
         }
+        waiting |= shell.has_output();
         waiting.then(|| now + x86defs::Duration::from_millis(1))
     }
 
-    fn pump_input(&self, vm: &Arc<Vm<P>>, now: Time) {
-        while vm.wants_input() {
-            let Some(byte) = self.platform.console_read() else { break };
-            vm.input(now, byte);
+    fn typed(&self, shell: &mut Shell, now: Time, byte: u8) {
+        let reachable: Vec<Arc<Vm<P>>> = {
+            let guests = self.guests.lock();
+            guests.running.iter().filter(|vm| vm.has_console()).cloned().collect()
+        };
+        let ids: Vec<u32> = reachable.iter().map(|vm| vm.id).collect();
+        let find = |id| reachable.iter().find(|vm| vm.id == id);
+        match self.console.key(byte, &ids) {
+            Key::Held => {}
+            Key::Shell(bytes) => {
+                // A verb may end a guest, whose last part must not be ours.
+                drop(reachable);
+                for byte in bytes {
+                    shell.input(byte, self);
+                }
+            }
+            Key::Guest(id, bytes) => {
+                if let Some(vm) = find(id)
+                    && !vm.type_in(now, &bytes)
+                {
+                    crate::log::warn!("guest {}: takes no input, what was typed is lost", vm.name());
+                }
+            }
+            Key::Switched(guest) => console::announce(guest.and_then(find).map(|vm| vm.name())),
         }
-        self.wake(vm, vm.board.router.take_woken(), 0, None);
     }
 }
 

@@ -373,6 +373,11 @@ impl<P: Platform> Vm<P> {
         }
     }
 
+    /// True if something typed for this guest waits for its serial port.
+    pub fn has_typed(&self) -> bool {
+        self.output.has_typed()
+    }
+
     /// True if the serial port can take a byte of input now.
     pub fn wants_input(&self) -> bool {
         self.has_console() && self.board.serial_wants_input()
