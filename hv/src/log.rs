@@ -6,7 +6,7 @@
 
 use crate::options::{LogLevel, LogThreshold, Options, Timestamps};
 use core::fmt::{self, Write as _};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 use spin::{Mutex, Once};
 
 pub use crate::always;
@@ -55,8 +55,14 @@ struct Logger {
     ring: &'static Mutex<Ring>,
     sink: Once<&'static dyn Sink>,
     clock: Once<&'static dyn StampSource>,
-    at_line_start: AtomicBool,
+    /// What the console's cursor is behind on its line: nothing, something ([`UNFINISHED`]), or so many columns that may be overwritten.
+    before_cursor: AtomicU32,
 }
+
+/// A longer line than this may have been wrapped by the terminal, and cannot be overwritten.
+const LONGEST_TRANSIENT: u32 = 79;
+/// In [`Logger::before_cursor`]: text that must stay.
+const UNFINISHED: u32 = u32::MAX;
 
 struct State {
     settings: Settings,
@@ -114,13 +120,20 @@ macro_rules! always {
 
 /// Whoever writes to the console past the log says whether it left the cursor at the start of a line.
 pub fn note_column(at_line_start: bool) {
-    LOGGER.at_line_start.store(at_line_start, Ordering::Relaxed);
+    LOGGER.before_cursor.store(if at_line_start { 0 } else { UNFINISHED }, Ordering::Relaxed);
+}
+
+/// Whoever shows a line that they will show again after others have written, such as a prompt, says how many columns it has. It is then
+/// overwritten rather than ended.
+pub fn note_transient(columns: usize) {
+    let columns = u32::try_from(columns).unwrap_or(UNFINISHED);
+    LOGGER.before_cursor.store(columns, Ordering::Relaxed);
 }
 
 /// True if the console's cursor is at the start of a line, as far as the log knows.
 #[must_use]
 pub fn at_line_start() -> bool {
-    LOGGER.at_line_start.load(Ordering::Relaxed)
+    LOGGER.before_cursor.load(Ordering::Relaxed) == 0
 }
 
 /// Ends an unfinished line that was written past the log, if there is one.
@@ -142,7 +155,7 @@ impl Logger {
             ring,
             sink: Once::new(),
             clock: Once::new(),
-            at_line_start: AtomicBool::new(true),
+            before_cursor: AtomicU32::new(0),
         }
     }
 
@@ -168,11 +181,20 @@ impl Logger {
     }
 
     fn fresh_line(&self) {
-        if !self.at_line_start.swap(true, Ordering::Relaxed)
-            && let Some(sink) = self.sink.get()
-        {
+        const BLANKS: [u8; 32] = [b' '; 32];
+        let columns = self.before_cursor.swap(0, Ordering::Relaxed);
+        let Some(sink) = self.sink.get().filter(|_| columns > 0) else { return };
+        if columns > LONGEST_TRANSIENT {
             sink.write(b"\r\n");
+            return;
         }
+        sink.write(b"\r");
+        let mut left = columns as usize;
+        while let Some(blanks) = BLANKS.get(..left.min(BLANKS.len())).filter(|blanks| !blanks.is_empty()) {
+            sink.write(blanks);
+            left -= blanks.len();
+        }
+        sink.write(b"\r");
     }
 
     /// Builds and prints the lines of one message.

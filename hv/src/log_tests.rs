@@ -53,7 +53,7 @@ fn early_lines_are_shown_when_the_sink_comes() {
 fn a_line_never_starts_within_anothers() {
     let (logger, shown, _) = logger();
     logger.set_sink(shown);
-    logger.at_line_start.store(false, Ordering::Relaxed);
+    logger.before_cursor.store(UNFINISHED, Ordering::Relaxed);
     logger.line(format_args!("x"));
     logger.line(format_args!("y"));
     assert_eq!(shown.take(), "\r\n(BH) x\r\n(BH) y\r\n");
@@ -144,4 +144,22 @@ fn a_long_line_is_cut_between_characters() {
     assert!(line.ends_with("\r\n") && line.len() <= LINE + 2, "{}", line.len());
     let text = LineBuffer::format(format_args!("x{}", "ü".repeat(LINE)));
     assert!(text.as_str().ends_with("ü ...") && text.as_str().starts_with("xü"));
+}
+
+#[test]
+fn a_prompt_is_overwritten_and_other_unfinished_lines_are_ended() {
+    let (logger, shown, _) = logger();
+    logger.set_sink(shown);
+    shown.take();
+    for (before, expected) in [
+        (0, String::from("(BH) x\r\n")),
+        (UNFINISHED, String::from("\r\n(BH) x\r\n")),
+        (10, String::from("\r          \r(BH) x\r\n")),
+        (79, format!("\r{}\r(BH) x\r\n", " ".repeat(79))),
+        (80, String::from("\r\n(BH) x\r\n")),
+    ] {
+        logger.before_cursor.store(before, Ordering::Relaxed);
+        logger.line(format_args!("x"));
+        assert_eq!(shown.take(), expected, "{before}");
+    }
 }

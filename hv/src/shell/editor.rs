@@ -53,6 +53,12 @@ pub struct Editor {
 }
 
 impl Editor {
+    /// Columns of the terminal's line that prompt and line take up.
+    #[must_use]
+    pub fn columns(&self) -> usize {
+        self.display.text.len()
+    }
+
     /// Shows prompt and line where the terminal's cursor is, at the start of a line.
     pub fn show(&mut self, prompt: &'static str, out: &mut Vec<u8>) {
         self.prompt = prompt;

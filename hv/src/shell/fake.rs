@@ -3,13 +3,13 @@
 use super::operator::{
     DebugKey, GuestFlags, GuestInfo, HostInfo, Operator, OperatorError, Start, Trigger, VcpuActivity, VcpuInfo,
 };
-use crate::cpumask::CpuMask;
-use alloc::{format, string::String, vec::Vec};
+use crate::{cpumask::CpuMask, testing::FakePlatform};
+use alloc::{format, string::String, sync::Arc, vec::Vec};
 use core::{
     cell::{Cell, RefCell},
     fmt,
 };
-use x86defs::{Duration, Time};
+use x86defs::{Duration, Platform as _, Time};
 
 pub(super) struct FakeHost {
     pub guests: RefCell<Vec<(GuestInfo, Vec<VcpuInfo>)>>,
@@ -22,6 +22,8 @@ pub(super) struct FakeHost {
     pub log_start: Cell<usize>,
     pub now: Cell<u64>,
     pub modules: Vec<&'static str>,
+    /// Where calls are shown, as a host logs what it does.
+    pub on_call: RefCell<Option<Arc<FakePlatform>>>,
 }
 
 pub(super) const SECOND: u64 = 1_000_000_000;
@@ -66,6 +68,7 @@ impl FakeHost {
             log_start: Cell::new(0),
             now: Cell::new(100_000 * SECOND),
             modules: alloc::vec!["web.cfg", "vmlinuz", "db.cfg", "mail.cfg"],
+            on_call: RefCell::default(),
         }
     }
 
@@ -74,6 +77,9 @@ impl FakeHost {
     }
 
     fn call(&self, text: String) -> Result<(), OperatorError> {
+        if let Some(platform) = &*self.on_call.borrow() {
+            platform.console_write(format!("<{text}>").as_bytes());
+        }
         self.calls.borrow_mut().push(text);
         self.refusal.take().map_or(Ok(()), Err)
     }

@@ -87,8 +87,13 @@ impl Shell {
         self.out.len() - self.sent.min(self.out.len())
     }
 
-    /// Takes a byte that was typed. Commands are carried out before this returns.
-    pub fn input(&mut self, byte: u8, operator: &dyn Operator) {
+    /// Takes a byte that was typed. Commands are carried out before this returns, after what was typed has been put on the console: what the
+    /// host logs meanwhile comes below it.
+    pub fn input<P: Platform>(&mut self, byte: u8, platform: &P, operator: &dyn Operator) {
+        self.take(byte, operator, &mut |bytes| put(platform, bytes));
+    }
+
+    fn take(&mut self, byte: u8, operator: &dyn Operator, write: &mut dyn FnMut(&[u8]) -> usize) {
         self.show();
         let Some(key) = self.decoder.byte(byte) else { return };
         let asked = self.question.is_some();
@@ -101,6 +106,7 @@ impl Shell {
             }
             Edited::Line(line) => {
                 self.shown = false;
+                self.send(write);
                 // What the editor lets in is ASCII.
                 self.line(core::str::from_utf8(&line).unwrap_or_default(), operator);
             }
@@ -146,16 +152,14 @@ impl Shell {
             log::fresh_line();
         }
         let interrupted = idle && log::at_line_start();
-        self.flush(focused, interrupted, &mut |bytes| {
-            let count = platform.console_write(bytes);
-            if count == bytes.len() {
-                log::note_column(bytes.ends_with(b"\n"));
-            }
-            count
-        });
+        let was_pending = self.flush(focused, interrupted, &mut |bytes| put(platform, bytes));
+        if was_pending && self.shown && !self.has_output() {
+            log::note_transient(self.editor.columns());
+        }
     }
 
-    fn flush(&mut self, focused: bool, interrupted: bool, write: &mut dyn FnMut(&[u8]) -> usize) {
+    /// True if there was something to show.
+    fn flush(&mut self, focused: bool, interrupted: bool, write: &mut dyn FnMut(&[u8]) -> usize) -> bool {
         if !focused || interrupted {
             // It is shown again below, or when the input comes back.
             self.shown = false;
@@ -163,6 +167,12 @@ impl Shell {
         if focused {
             self.show();
         }
+        let pending = self.has_output();
+        self.send(write);
+        pending
+    }
+
+    fn send(&mut self, write: &mut dyn FnMut(&[u8]) -> usize) {
         while let Some(rest) = self.out.get(self.sent..).filter(|rest| !rest.is_empty()) {
             let part = rest.get(..CHUNK).unwrap_or(rest);
             // Whole lines, if there are any: the log may write in between.
@@ -176,6 +186,15 @@ impl Shell {
         self.out.clear();
         self.sent = 0;
     }
+}
+
+/// Puts bytes on the console, as far as it has room, and tells the log where they leave the cursor.
+fn put<P: Platform>(platform: &P, bytes: &[u8]) -> usize {
+    let count = platform.console_write(bytes);
+    if let Some(last) = bytes.get(..count).and_then(<[u8]>::last) {
+        log::note_column(*last == b'\n');
+    }
+    count
 }
 
 /// Text for the terminal: LF becomes CR LF, other control characters a question mark.

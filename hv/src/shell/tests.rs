@@ -5,7 +5,7 @@ use super::{
     *,
 };
 use crate::testing::FakePlatform;
-use alloc::{format, string::String};
+use alloc::{format, string::String, sync::Arc};
 use core::sync::atomic::Ordering;
 use proptest::prelude::*;
 use std::string::ToString;
@@ -20,12 +20,17 @@ fn shown(shell: &mut Shell) -> String {
     String::from_utf8(text).unwrap()
 }
 
+/// Types, with a console that has no room for the time being.
+fn type_in(shell: &mut Shell, host: &FakeHost, bytes: &[u8]) {
+    for &byte in bytes {
+        shell.take(byte, host, &mut |_| 0);
+    }
+}
+
 /// What a session shows for what is typed in it, after the greeting and with LF for CR LF.
 fn session(host: &FakeHost, typed: &str) -> String {
     let mut shell = Shell { greeted: true, ..Shell::default() };
-    for byte in typed.bytes() {
-        shell.input(byte, host);
-    }
+    type_in(&mut shell, host, typed.as_bytes());
     shown(&mut shell).replace("\r\n", "\n")
 }
 
@@ -48,16 +53,12 @@ fn a_session() {
     let host = FakeHost::new();
     let mut shell = Shell::default();
     assert_eq!(shown(&mut shell), "The hypervisor's shell: help lists its verbs.\r\nbulkhead> ");
-    for byte in b"pasue wev\x7fb\r\x1b[A" {
-        shell.input(*byte, &host);
-    }
+    type_in(&mut shell, &host, b"pasue wev\x7fb\r\x1b[A");
     assert_eq!(host.calls(), [""; 0]);
     let text = shown(&mut shell);
     assert!(text.ends_with("\r\npasue: unknown verb; did you mean pause?\r\nbulkhead> pasue web"), "{text:?}");
     // A Ctrl-a that switches nothing is as good as Home.
-    for byte in b"\x01\x1b[C\x1b[C\x1b[3~\x1b[Cs\r" {
-        shell.input(*byte, &host);
-    }
+    type_in(&mut shell, &host, b"\x01\x1b[C\x1b[C\x1b[3~\x1b[Cs\r");
     assert_eq!(host.calls(), ["pause 1"]);
 }
 
@@ -143,7 +144,7 @@ fn top_measures_since_the_last_top() {
     host.guests.borrow_mut().truncate(1);
     let mut shell = Shell { greeted: true, ..Shell::default() };
     let mut top = |host: &FakeHost| {
-        b"top\r".iter().for_each(|&byte| shell.input(byte, host));
+        type_in(&mut shell, host, b"top\r");
         shown(&mut shell)
     };
     let first = top(&host);
@@ -343,7 +344,7 @@ fn dmesg_shows_the_log_and_forgets_it() {
     assert_eq!(output(&host, "dmesg"), "(BH) Bulkhead 0.1.0\n(BH) guest web: started\n");
     let mut shell = Shell { greeted: true, ..Shell::default() };
     let mut dmesg = |line: &[u8]| {
-        line.iter().for_each(|&byte| shell.input(byte, &host));
+        type_in(&mut shell, &host, line);
         shown(&mut shell)
     };
     assert!(dmesg(b"dmesg -c\r").contains("(BH) Bulkhead"));
@@ -397,7 +398,7 @@ fn tab_completes_what_can_stand_there() {
     ] {
         let host = FakeHost::new();
         let mut shell = Shell { greeted: true, ..Shell::default() };
-        typed.bytes().for_each(|byte| shell.input(byte, &host));
+        type_in(&mut shell, &host, typed.as_bytes());
         shown(&mut shell);
         // The whole line is shown again after an interruption.
         let mut again = Vec::new();
@@ -417,7 +418,7 @@ fn tab_completes_what_can_stand_there() {
 fn a_prompt_that_others_wrote_over_is_shown_again() {
     let host = FakeHost::new();
     let mut shell = Shell { greeted: true, ..Shell::default() };
-    b"pause w".iter().for_each(|&byte| shell.input(byte, &host));
+    type_in(&mut shell, &host, b"pause w");
     let mut text = Vec::new();
     let mut flush = |shell: &mut Shell, focused, interrupted| {
         text.clear();
@@ -432,7 +433,7 @@ fn a_prompt_that_others_wrote_over_is_shown_again() {
     assert_eq!(flush(&mut shell, true, true), "bulkhead> pause w");
     assert_eq!(flush(&mut shell, false, true), "", "a guest has the console");
     assert_eq!(flush(&mut shell, true, true), "bulkhead> pause w");
-    b"eb\r".iter().for_each(|&byte| shell.input(byte, &host));
+    type_in(&mut shell, &host, b"eb\r");
     assert_eq!(host.calls(), ["pause 1"]);
 }
 
@@ -442,7 +443,7 @@ fn a_slow_console_gets_everything_in_the_end() {
     host.log.borrow_mut().extend(b"(BH) one line of many\n".repeat(500));
     let expected = session(&host, "dmesg\rlist\r");
     let mut shell = Shell { greeted: true, ..Shell::default() };
-    b"dmesg\rlist\r".iter().for_each(|&byte| shell.input(byte, &host));
+    type_in(&mut shell, &host, b"dmesg\rlist\r");
     assert!(!shell.wants_input());
     let mut text = Vec::new();
     while shell.has_output() {
@@ -463,21 +464,22 @@ fn a_slow_console_gets_everything_in_the_end() {
 
 #[test]
 fn the_console_gets_the_prompt_when_the_shell_has_the_input() {
-    let (host, platform) = (FakeHost::new(), FakePlatform::new());
+    let (host, platform) = (FakeHost::new(), Arc::new(FakePlatform::new()));
     let mut shell = Shell::default();
-    shell.pump(&platform, false);
+    shell.pump(&*platform, false);
     assert!(platform.output.lock().unwrap().is_empty());
     platform.room.store(20, Ordering::Relaxed);
-    shell.pump(&platform, true);
+    shell.pump(&*platform, true);
     assert!(shell.has_output(), "the greeting is longer");
     platform.room.store(usize::MAX, Ordering::Relaxed);
-    shell.pump(&platform, true);
-    b"pause web\r".iter().for_each(|&byte| shell.input(byte, &host));
-    shell.pump(&platform, true);
+    shell.pump(&*platform, true);
+    host.on_call.replace(Some(platform.clone()));
+    b"pause web\r".iter().for_each(|&byte| shell.input(byte, &*platform, &host));
+    shell.pump(&*platform, true);
     assert!(!shell.has_output());
     let text = String::from_utf8(platform.output.lock().unwrap().clone()).unwrap();
     assert!(text.starts_with("The hypervisor's shell") && text.contains("bulkhead> "), "{text}");
-    assert!(text.ends_with("pause web\r\nbulkhead> "), "{text}");
+    assert!(text.ends_with("pause web\r\n<pause 1>bulkhead> "), "{text}");
 }
 
 #[test]
@@ -492,9 +494,7 @@ proptest! {
     fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let host = FakeHost::new();
         let mut shell = Shell::default();
-        for byte in bytes {
-            shell.input(byte, &host);
-        }
+        type_in(&mut shell, &host, &bytes);
         shown(&mut shell);
     }
 
