@@ -247,6 +247,8 @@ pub struct FakePlatform {
     pub input: Mutex<VecDeque<u8>>,
     /// Scripts for the vCPUs to come.
     pub scripts: Mutex<VecDeque<Vec<Exit>>>,
+    /// CPUID's vendor is AMD, not Intel.
+    pub amd: bool,
 }
 
 impl FakePlatform {
@@ -258,7 +260,12 @@ impl FakePlatform {
             room: AtomicUsize::new(usize::MAX),
             input: Mutex::default(),
             scripts: Mutex::default(),
+            amd: false,
         }
+    }
+
+    pub fn amd() -> Self {
+        Self { amd: true, ..Self::new() }
     }
 }
 
@@ -272,6 +279,7 @@ impl Platform for FakePlatform {
     fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult {
         let ones = CpuidResult { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
         match leaf {
+            0 if self.amd => CpuidResult { eax: 0x10, ebx: 0x6874_7541, ecx: 0x444d_4163, edx: 0x6974_6e65 },
             0 => CpuidResult { eax: 0x1f, ebx: 0x756e_6547, ecx: 0x6c65_746e, edx: 0x4965_6e69 },
             1 => CpuidResult { eax: 0x306c3, ..ones },
             0xd if subleaf == 0 => CpuidResult { eax: 0x2e7, ebx: 576, ecx: 2696, edx: 0 },

@@ -175,6 +175,8 @@ impl CpuidPolicy {
 
         let topology_bits = vcpus.max(1).next_power_of_two().trailing_zeros();
         policy.basic[0] = CpuidResult { eax: max_basic, ..zero };
+        // Intel counts the APIC ids that the package has room for (SDM vol. 3A, 9.9.2), AMD the processors.
+        let logical_processors = if amd { vcpus } else { vcpus.next_power_of_two() };
         let one = basic(1);
         let mut ecx1 = one.ecx & L1_ECX_ALLOW | L1_ECX_X2APIC | L1_ECX_TSC_DEADLINE | L1_ECX_HYPERVISOR;
         if !avx {
@@ -185,7 +187,7 @@ impl CpuidPolicy {
         }
         policy.basic[1] = CpuidResult {
             eax: one.eax,
-            ebx: one.ebx & 0xffff | vcpus.min(255) << 16 | (apic_id & 0xff) << 24,
+            ebx: one.ebx & 0xffff | logical_processors.min(255) << 16 | (apic_id & 0xff) << 24,
             ecx: ecx1,
             edx: one.edx & L1_EDX_ALLOW | if vcpus > 1 { L1_EDX_HTT } else { 0 },
         };
@@ -512,6 +514,25 @@ mod tests {
         assert_eq!(p.leaf(0xb, 0, RESET).edx, 3);
         assert_ne!(p.leaf(1, 0, RESET).edx & L1_EDX_HTT, 0);
         assert_eq!(policy(1, 0).leaf(1, 0, RESET).edx & L1_EDX_HTT, 0);
+    }
+
+    #[test]
+    fn every_leaf_says_the_same_of_three_cores() {
+        let intel = policy(3, 2);
+        assert_eq!(intel.leaf(1, 0, RESET).ebx >> 16, 2 << 8 | 4, "four APIC ids");
+        assert_eq!(intel.leaf(0xb, 1, RESET), CpuidResult { eax: 2, ebx: 3, ecx: 2 << 8 | 1, edx: 2 });
+        // The fake host's caches are of level 7, which all cores share.
+        assert_eq!(intel.leaf(4, 0, RESET).eax >> 14, 3 << 12 | 3);
+        assert_eq!(intel.leaf(0x8000_0008, 0, RESET).ecx, 0);
+
+        let platform = FakePlatform::amd();
+        let amd = CpuidPolicy::new(&platform, 2, 3, &Xcr0Policy::new(&platform));
+        assert_eq!(amd.leaf(1, 0, RESET).ebx >> 16, 2 << 8 | 3, "three processors");
+        assert_eq!(amd.leaf(0xb, 1, RESET), intel.leaf(0xb, 1, RESET));
+        assert_eq!(amd.leaf(0x8000_0008, 0, RESET).ecx, 2 << 12 | 2);
+        assert_eq!(amd.leaf(0x8000_001d, 0, RESET).eax >> 14 & 0xfff, 2);
+        assert_eq!(amd.leaf(0x8000_001e, 0, RESET), CpuidResult { eax: 2, ebx: 2, ecx: 0, edx: 0 });
+        assert_ne!(amd.leaf(0x8000_0001, 0, RESET).ecx & X1_ECX_CMP_LEGACY, 0);
     }
 
     #[test]

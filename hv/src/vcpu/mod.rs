@@ -12,6 +12,8 @@ mod pio;
 mod pvclock;
 mod run;
 #[cfg(test)]
+mod smp_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::{clock::Clock, vm::Vm};

@@ -2,65 +2,76 @@
 
 use crate::{
     lines::{Event, GuestEnd, without_controls},
-    list::Reboot,
+    list::{LinuxTest, Reboot},
 };
 
 /// A command typed at the guest's shell, and the word that marks its output.
 const PROBES: &[(&str, &str)] = &[
     ("uname", "uname -a"),
+    ("cpus", "nproc; cat /sys/devices/system/cpu/online"),
     ("clocksource", "cat /sys/devices/system/clocksource/clocksource0/current_clocksource"),
     ("ticks-before", "grep LOC: /proc/interrupts"),
-    ("busy", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"),
+    ("busy", BUSY),
     ("ticks-after", "grep LOC: /proc/interrupts"),
+    ("ipis", "grep -E 'RES:|CAL:' /proc/interrupts"),
     // With each message's level in front.
     ("dmesg", "dmesg -r"),
 ];
+
+/// Keeps every processor busy.
+const BUSY: &str =
+    "for c in $(seq 0 $(($(nproc)-1))); do taskset -c $c sh -c 'i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done' & done; wait";
 
 /// Starts the line that marks the output of a probe.
 const MARK: &str = "@@";
 
 /// What is typed, a line at each prompt.
 #[must_use]
-pub fn script(reboot: Reboot) -> String {
+pub fn script(test: &LinuxTest) -> String {
     let mut script: String = PROBES.iter().map(|(mark, command)| format!("echo {MARK}{mark}; {command}\n")).collect();
-    if reboot == Reboot::Tested {
+    if test.reboot == Reboot::Tested {
         script.push_str("reboot -f\n");
     }
     script.push_str("poweroff -f\n");
     script
 }
 
-/// The names of the checks.
-#[must_use]
-pub fn checks(reboot: Reboot) -> Vec<&'static str> {
-    let mut names = vec!["linux-shell", "linux-clocksource", "linux-ticks", "linux-dmesg"];
-    if reboot == Reboot::Tested {
-        names.push("linux-reboot");
-    }
-    names.push("linux-poweroff");
-    names
+/// A check's name with one vCPU and with several, and how it is made.
+struct Check {
+    names: [&'static str; 2],
+    run: fn(&Boot<'_>) -> Result<(), String>,
 }
 
-/// The result of one of [`checks`], given everything on the console and the hypervisor's events.
-pub fn check(name: &str, console: &str, events: &[Event]) -> Result<(), String> {
-    let console = without_controls(console);
-    match name {
-        "linux-shell" => check_shell(&console),
-        "linux-clocksource" => {
-            let found = output(&console, "clocksource")?;
-            if found.iter().any(|l| l == "tsc") { Ok(()) } else { Err(format!("the clock source is {found:?}, not tsc")) }
-        }
-        "linux-ticks" => check_ticks(&console),
-        "linux-dmesg" => check_dmesg(&output(&console, "dmesg")?),
-        "linux-reboot" => check_reboot(events),
-        "linux-poweroff" => {
-            match events.iter().rev().find_map(|e| if let Event::Ended { how, .. } = e { Some(how) } else { None }) {
-                Some(GuestEnd::Poweroff) => Ok(()),
-                other => Err(format!("poweroff -f ended the guest with {other:?}")),
-            }
-        }
-        _ => Err(format!("there is no check {name}")),
-    }
+/// What there is to look at.
+struct Boot<'a> {
+    console: &'a str,
+    events: &'a [Event],
+    vcpus: u32,
+}
+
+const CHECKS: &[Check] = &[
+    Check { names: ["linux-shell", "linux-smp-shell"], run: check_shell },
+    Check { names: ["linux-cpus", "linux-smp-cpus"], run: check_cpus },
+    Check { names: ["linux-clocksource", "linux-smp-clocksource"], run: check_clocksource },
+    Check { names: ["linux-ticks", "linux-smp-ticks"], run: check_ticks },
+    Check { names: ["linux-dmesg", "linux-smp-dmesg"], run: |boot| check_dmesg(&output(boot.console, "dmesg")?) },
+    Check { names: [REBOOT, "linux-smp-reboot"], run: |boot| check_reboot(boot.events) },
+    Check { names: ["linux-poweroff", "linux-smp-poweroff"], run: check_poweroff },
+];
+const REBOOT: &str = "linux-reboot";
+
+/// The names of the checks.
+#[must_use]
+pub fn checks(test: &LinuxTest) -> Vec<&'static str> {
+    let wanted = CHECKS.iter().filter(|check| check.names[0] != REBOOT || test.reboot == Reboot::Tested);
+    wanted.map(|check| check.names[usize::from(test.vcpus > 1)]).collect()
+}
+
+/// The result of one of [`checks`] for a guest of `vcpus` vCPUs, given everything on the console and the hypervisor's events.
+pub fn check(name: &str, vcpus: u32, console: &str, events: &[Event]) -> Result<(), String> {
+    let console = &without_controls(console);
+    let check = CHECKS.iter().find(|check| check.names.contains(&name)).ok_or_else(|| format!("there is no check {name}"))?;
+    (check.run)(&Boot { console, events, vcpus })
 }
 
 /// The lines that the probe `mark` printed.
@@ -74,8 +85,8 @@ fn output(console: &str, mark: &str) -> Result<Vec<String>, String> {
     Ok(lines.take_while(|l| !l.starts_with(&prompt)).map(|l| l.trim_end().to_owned()).collect())
 }
 
-fn check_shell(console: &str) -> Result<(), String> {
-    let lines = output(console, "uname")?;
+fn check_shell(boot: &Boot<'_>) -> Result<(), String> {
+    let lines = output(boot.console, "uname")?;
     if lines.iter().any(|l| l.starts_with("Linux ") && l.contains("x86_64")) {
         Ok(())
     } else {
@@ -83,15 +94,51 @@ fn check_shell(console: &str) -> Result<(), String> {
     }
 }
 
-/// The local timer's interrupt must have come while the guest was busy. Debian's kernel wants 250 a second.
-fn check_ticks(console: &str) -> Result<(), String> {
-    let count = |mark| -> Result<u64, String> {
-        let lines = output(console, mark)?;
-        let line = lines.iter().find_map(|l| l.trim_start().strip_prefix("LOC:")).ok_or("no LOC line in /proc/interrupts")?;
-        line.split_whitespace().next().and_then(|n| n.parse().ok()).ok_or_else(|| format!("no count in {line:?}"))
-    };
-    let (before, after) = (count("ticks-before")?, count("ticks-after")?);
-    if after >= before + 2 { Ok(()) } else { Err(format!("{before} timer ticks before, {after} after a busy loop")) }
+/// All processors are online, and those that others start and call have had IPIs.
+fn check_cpus(boot: &Boot<'_>) -> Result<(), String> {
+    let lines = output(boot.console, "cpus")?;
+    let online = if boot.vcpus == 1 { "0".to_owned() } else { format!("0-{}", boot.vcpus - 1) };
+    let has = |line: &str| lines.iter().any(|l| l == line);
+    if !has(&boot.vcpus.to_string()) || !has(&online) {
+        return Err(format!("{} processors wanted; nproc and the list of those online say {lines:?}", boot.vcpus));
+    }
+    if boot.vcpus == 1 {
+        return Ok(());
+    }
+    let [rescheduling, calls] = ["RES:", "CAL:"].map(|label| counts(boot, "ipis", label));
+    let all: Vec<u64> = rescheduling?.into_iter().zip(calls?).map(|(a, b)| a + b).collect();
+    if all.iter().all(|&n| n > 0) { Ok(()) } else { Err(format!("IPIs by processor: {all:?}")) }
+}
+
+fn check_clocksource(boot: &Boot<'_>) -> Result<(), String> {
+    let found = output(boot.console, "clocksource")?;
+    if found.iter().any(|l| l == "tsc") { Ok(()) } else { Err(format!("the clock source is {found:?}, not tsc")) }
+}
+
+/// The line of /proc/interrupts that starts with `label` in the output of the probe `mark`: a count for each processor.
+fn counts(boot: &Boot<'_>, mark: &str, label: &str) -> Result<Vec<u64>, String> {
+    let lines = output(boot.console, mark)?;
+    let found = lines.iter().find_map(|l| l.trim_start().strip_prefix(label));
+    let line = found.ok_or_else(|| format!("no {label} line in /proc/interrupts"))?;
+    let counts: Vec<u64> = line.split_whitespace().map_while(|n| n.parse().ok()).collect();
+    if counts.len() == boot.vcpus as usize { Ok(counts) } else { Err(format!("{} counts wanted: {line:?}", boot.vcpus)) }
+}
+
+/// Each processor's timer interrupt must have come while it was busy. Debian's kernel wants 250 a second.
+fn check_ticks(boot: &Boot<'_>) -> Result<(), String> {
+    let (before, after) = (counts(boot, "ticks-before", "LOC:")?, counts(boot, "ticks-after", "LOC:")?);
+    if before.iter().zip(&after).all(|(before, after)| *after >= before + 2) {
+        Ok(())
+    } else {
+        Err(format!("{before:?} timer ticks before, {after:?} after a busy loop"))
+    }
+}
+
+fn check_poweroff(boot: &Boot<'_>) -> Result<(), String> {
+    match boot.events.iter().rev().find_map(|e| if let Event::Ended { how, .. } = e { Some(how) } else { None }) {
+        Some(GuestEnd::Poweroff) => Ok(()),
+        other => Err(format!("poweroff -f ended the guest with {other:?}")),
+    }
 }
 
 fn check_reboot(events: &[Event]) -> Result<(), String> {
@@ -198,26 +245,36 @@ mod tests {
     }
 
     const CONSOLE: &str = "[    2.4] Run /init\r\ndebian:/root# \x1b[6necho @@uname; uname -a\r\n@@uname\r\nLinux debian 6.1 x86_64 GNU/Linux\r\n\
+        debian:/root# echo @@cpus; nproc\r\n@@cpus\r\n2\r\n0-1\r\n\
         debian:/root# echo @@clocksource; cat /sys/x\r\n@@clocksource\r\n[    3.0] noise\r\ntsc\r\n\
-        debian:/root# echo @@ticks-before; grep\r\n@@ticks-before\r\nLOC:        577   Local timer interrupts\r\n\
-        debian:/root# echo @@ticks-after; grep\r\n@@ticks-after\r\n LOC:        600   Local timer interrupts\r\ndebian:/root# ";
+        debian:/root# echo @@ticks-before; grep\r\n@@ticks-before\r\nLOC:        577        300   Local timer interrupts\r\n\
+        debian:/root# echo @@ticks-after; grep\r\n@@ticks-after\r\n LOC:        600        302   Local timer interrupts\r\n\
+        debian:/root# echo @@ipis; grep\r\n@@ipis\r\n RES:    0    5   Rescheduling interrupts\r\n CAL:    7    0   Function call interrupts\r\n\
+        debian:/root# ";
 
     #[test]
     fn a_good_console() {
-        for name in ["linux-shell", "linux-clocksource", "linux-ticks"] {
-            assert_eq!(check(name, CONSOLE, &[]), Ok(()), "{name}");
+        for name in ["linux-smp-shell", "linux-smp-cpus", "linux-smp-clocksource", "linux-smp-ticks"] {
+            assert_eq!(check(name, 2, CONSOLE, &[]), Ok(()), "{name}");
         }
+        let one = CONSOLE.replace("\n2\r", "\n1\r").replace("\n0-1\r", "\n0\r");
+        assert!(check("linux-cpus", 1, &one, &[]).is_ok());
     }
 
     #[test]
     fn a_bad_console() {
         for (name, from, to) in [
-            ("linux-shell", "x86_64", "i686"),
-            ("linux-shell", "\n@@uname\r\n", "\n"),
-            ("linux-clocksource", "\ntsc", "\nacpi_pm"),
-            ("linux-ticks", "600", "577"),
+            ("linux-smp-shell", "x86_64", "i686"),
+            ("linux-smp-shell", "\n@@uname\r\n", "\n"),
+            ("linux-smp-cpus", "\n2\r", "\n1\r"),
+            ("linux-smp-cpus", "0-1", "0"),
+            ("linux-smp-cpus", "RES:    0    5", "RES:    0    0"),
+            ("linux-smp-clocksource", "\ntsc", "\nacpi_pm"),
+            ("linux-smp-ticks", "600", "577"),
+            ("linux-smp-ticks", "302", "301"),
+            ("linux-smp-ticks", "302", ""),
         ] {
-            assert!(check(name, &CONSOLE.replace(from, to), &[]).is_err(), "{name}");
+            assert!(check(name, 2, &CONSOLE.replace(from, to), &[]).is_err(), "{name} {to}");
         }
     }
 
@@ -231,12 +288,12 @@ mod tests {
             "guest a: restarting (on_reboot)",
             "guest a: ended: poweroff",
         ];
-        assert_eq!(check("linux-reboot", "", &parse(&good)), Ok(()));
-        assert_eq!(check("linux-poweroff", "", &parse(&good)), Ok(()));
-        assert!(check("linux-reboot", "", &parse(&good[..4])).is_err());
-        assert!(check("linux-poweroff", "", &parse(&good[..4])).is_err());
+        assert_eq!(check("linux-reboot", 1, "", &parse(&good)), Ok(()));
+        assert_eq!(check("linux-poweroff", 1, "", &parse(&good)), Ok(()));
+        assert!(check("linux-reboot", 1, "", &parse(&good[..4])).is_err());
+        assert!(check("linux-poweroff", 1, "", &parse(&good[..4])).is_err());
         let mut twice = good.to_vec();
         twice.insert(3, "Bulkhead 0");
-        assert!(check("linux-reboot", "", &parse(&twice)).is_err());
+        assert!(check("linux-reboot", 1, "", &parse(&twice)).is_err());
     }
 }

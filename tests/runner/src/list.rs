@@ -87,16 +87,21 @@ pub struct GuestTest {
     pub name: &'static str,
     pub expect: Expect,
     pub on: &'static [Platform],
+    pub vcpus: u32,
 }
 
 const BOTH_VENDORS: &[Platform] = &[Platform::SvmQemu, Platform::VmxBochs, Platform::SvmBochs];
 
 const fn pass(name: &'static str) -> GuestTest {
-    GuestTest { name, expect: Expect::Pass, on: BOTH_VENDORS }
+    ends(name, Expect::Pass)
 }
 
 const fn ends(name: &'static str, expect: Expect) -> GuestTest {
-    GuestTest { name, expect, on: BOTH_VENDORS }
+    GuestTest { name, expect, on: BOTH_VENDORS, vcpus: 1 }
+}
+
+const fn smp(name: &'static str, vcpus: u32) -> GuestTest {
+    GuestTest { vcpus, ..pass(name) }
 }
 
 /// All cases of the test guest but the benchmark.
@@ -143,9 +148,21 @@ pub const GUESTS: &[GuestTest] = &[
     pass("x2apic"),
     pass("serial-irq"),
     pass("work"),
+    smp("smp-startup", 8),
+    smp("smp-startup-32", 32),
+    smp("smp-init-again", 2),
+    GuestTest { vcpus: 2, ..ends("smp-init-boot-processor", Expect::Reboot) },
+    smp("smp-ipi", 4),
+    smp("smp-lowest-priority", 4),
+    smp("smp-nmi", 4),
+    smp("smp-hlt-wake", 3),
+    smp("smp-tsc", 4),
+    smp("smp-shootdown", 3),
+    smp("smp-lock", 4),
+    smp("smp-topology", 3),
     ends("debug-exit", Expect::Status(0x55)),
     // Bochs' AMD model does not know the SHUTDOWN intercept: it stops the emulator at a guest's triple fault.
-    GuestTest { name: "triple-fault", expect: Expect::Crash("triple fault"), on: &[Platform::SvmQemu, Platform::VmxBochs] },
+    GuestTest { on: &[Platform::SvmQemu, Platform::VmxBochs], ..ends("triple-fault", Expect::Crash("triple fault")) },
     ends("reset-cf9", Expect::Reboot),
     ends("reset-8042", Expect::Reboot),
     ends("power-off", Expect::Poweroff),
@@ -169,8 +186,9 @@ pub fn guest_config(case: &str) -> String {
 /// The configuration of guest `name` that runs `case`, which may have options behind it.
 #[must_use]
 pub fn guest_config_of(name: &str, case: &str) -> String {
+    let vcpus = GUESTS.iter().find(|test| test.name == name).map_or(1, |test| test.vcpus);
     format!(
-        "name = \"{name}\"\ntype = \"hvm\"\nmemory = {GUEST_MEMORY_MIB}\nvcpus = 1\nkernel = \"{GUEST_KERNEL}\"\n\
+        "name = \"{name}\"\ntype = \"hvm\"\nmemory = {GUEST_MEMORY_MIB}\nvcpus = {vcpus}\nkernel = \"{GUEST_KERNEL}\"\n\
          cmdline = \"test={case}\"\nisa_debug_exit = 0xf4\n\
          on_poweroff = \"destroy\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n"
     )
@@ -221,6 +239,7 @@ pub const REFUSALS_SURVIVOR: &str = "cpuid-policy";
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LinuxTest {
     pub on: Platform,
+    pub vcpus: u32,
     /// Also restart it: costs a second boot.
     pub reboot: Reboot,
 }
@@ -232,9 +251,11 @@ pub enum Reboot {
 }
 
 pub const LINUX: &[LinuxTest] = &[
-    LinuxTest { on: Platform::SvmQemu, reboot: Reboot::Tested },
-    LinuxTest { on: Platform::VmxBochs, reboot: Reboot::Tested },
-    LinuxTest { on: Platform::SvmUefi, reboot: Reboot::NotTested },
+    LinuxTest { on: Platform::SvmQemu, vcpus: 1, reboot: Reboot::Tested },
+    LinuxTest { on: Platform::VmxBochs, vcpus: 1, reboot: Reboot::Tested },
+    LinuxTest { on: Platform::SvmUefi, vcpus: 1, reboot: Reboot::NotTested },
+    LinuxTest { on: Platform::SvmQemu, vcpus: 4, reboot: Reboot::Tested },
+    LinuxTest { on: Platform::VmxBochs, vcpus: 2, reboot: Reboot::NotTested },
 ];
 pub const LINUX_MEMORY: MemorySize = MemorySize::from_mib(256);
 

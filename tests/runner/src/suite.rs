@@ -78,8 +78,8 @@ impl Plan {
         let mut jobs = Vec::new();
         for &platform in platforms {
             let wanted = |name: &str| test_name(platform, name).contains(filter);
-            if let Some(linux) = list::LINUX.iter().find(|l| l.on == platform) {
-                let checks: Vec<_> = linux::checks(linux.reboot).into_iter().filter(|c| wanted(c)).collect();
+            for linux in list::LINUX.iter().filter(|l| l.on == platform) {
+                let checks: Vec<_> = linux::checks(linux).into_iter().filter(|c| wanted(c)).collect();
                 if !checks.is_empty() {
                     jobs.push(Job::Linux(*linux, checks));
                 }
@@ -489,18 +489,18 @@ fn run_linux(assets: &Assets, test: LinuxTest, checks: &[&'static str], sender: 
     let mut modules = Modules::default();
     let kernel = modules.add_file(kernel);
     let ramdisk = modules.add_bytes("initrd.img", initramfs.clone());
-    let config = linux_config(&kernel, &ramdisk);
+    let config = linux_config(&kernel, &ramdisk, test.vcpus);
     modules.add_bytes("debian.cfg", config.into_bytes());
     let mut record = Record::default();
     let limits = Limits::for_linux(&spec);
-    let outcome = boot(assets, &spec, "parallel", modules, &linux::script(test.reboot), limits, &mut record)?;
+    let outcome = boot(assets, &spec, "parallel", modules, &linux::script(&test), limits, &mut record)?;
     let console = record.lines.join("\n");
     let mut lines = record.lines;
     // What keeps Linux from its end explains most other failures.
     let end = if matches!(outcome.end, End::AllEnded) { String::new() } else { format!(" ({})", outcome.end) };
     let crash = outcome.ends().find_map(|(_, how)| matches!(how, GuestEnd::Crash(_)).then(|| format!(" (it ended: {how})")));
     for name in checks {
-        let result = linux::check(name, &console, &outcome.events).map_err(|reason| Failure {
+        let result = linux::check(name, test.vcpus, &console, &outcome.events).map_err(|reason| Failure {
             reason: format!("{reason}{end}{}", crash.as_deref().unwrap_or_default()),
             // All have the same console: once is enough.
             console: std::mem::take(&mut lines),
@@ -511,9 +511,9 @@ fn run_linux(assets: &Assets, test: LinuxTest, checks: &[&'static str], sender: 
 }
 
 /// With nothing on the kernel's command line but the console.
-fn linux_config(kernel: &str, ramdisk: &str) -> String {
+fn linux_config(kernel: &str, ramdisk: &str, vcpus: u32) -> String {
     format!(
-        "name = \"debian\"\ntype = \"hvm\"\nmemory = {}\nvcpus = 1\nkernel = \"{kernel}\"\nramdisk = \"{ramdisk}\"\n\
+        "name = \"debian\"\ntype = \"hvm\"\nmemory = {}\nvcpus = {vcpus}\nkernel = \"{kernel}\"\nramdisk = \"{ramdisk}\"\n\
          cmdline = \"console=ttyS0\"\n",
         list::LINUX_MEMORY.mib()
     )
@@ -566,6 +566,8 @@ mod tests {
             "svm/qemu/refused-unknown-key",
             "vmx/bochs/linux-dmesg",
             "svm/uefi/linux-shell",
+            "svm/qemu/linux-smp-cpus",
+            "vmx/bochs/linux-smp-cpus",
         ] {
             assert!(all.names().iter().any(|n| n == name), "{name}");
         }

@@ -5,8 +5,10 @@ mod cpu;
 mod ends;
 mod events;
 mod exits;
+mod ipi;
 mod irq;
 mod modes;
+mod smp;
 mod timers;
 mod work;
 
@@ -55,6 +57,18 @@ pub const ALL: &[(&str, fn(&BootInfo))] = &[
     ("self-ipi", irq::self_ipi),
     ("x2apic", irq::x2apic),
     ("serial-irq", irq::serial_irq),
+    ("smp-startup", smp::startup),
+    ("smp-startup-32", smp::startup),
+    ("smp-init-again", smp::init_again),
+    ("smp-init-boot-processor", smp::init_boot_processor),
+    ("smp-ipi", ipi::kinds),
+    ("smp-lowest-priority", ipi::lowest_priority),
+    ("smp-nmi", ipi::nmi),
+    ("smp-hlt-wake", smp::hlt_wake),
+    ("smp-tsc", smp::tsc),
+    ("smp-shootdown", smp::shootdown),
+    ("smp-lock", smp::lock),
+    ("smp-topology", smp::topology),
     ("debug-exit", ends::debug_exit),
     ("triple-fault", ends::triple_fault),
     ("reset-cf9", ends::reset_cf9),

@@ -1,5 +1,6 @@
 //! IDT with a stub per vector, handlers as plain functions, and a way to catch one exception.
 
+use super::smp::{MAX_CPUS, this_cpu};
 use core::{
     arch::{asm, global_asm},
     cell::UnsafeCell,
@@ -102,17 +103,23 @@ unsafe extern "C" {
 
 #[repr(C, align(16))]
 struct Idt(UnsafeCell<[[u64; 2]; 256]>);
-// SAFETY: written once, before interrupts are on, on the only CPU.
+// SAFETY: written before interrupts are on and other processors use it, or by a case that has only one.
 unsafe impl Sync for Idt {}
 static IDT: Idt = Idt(UnsafeCell::new([[0; 2]; 256]));
 
 static HANDLERS: [AtomicUsize; 256] = [const { AtomicUsize::new(0) }; 256];
-static COUNTS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
+/// On each processor.
+static COUNTS: [[AtomicU32; 256]; MAX_CPUS] = [const { [const { AtomicU32::new(0) }; 256] }; MAX_CPUS];
 
 pub fn init() {
     for vector in 0..256usize {
         set_gate(vector as u8, 0x8e, 0);
     }
+    load();
+}
+
+/// Makes this processor use the table.
+pub fn load() {
     let pointer: [u16; 5] = {
         let base = IDT.0.get() as u64;
         [4095, base as u16, (base >> 16) as u16, (base >> 32) as u16, (base >> 48) as u16]
@@ -126,7 +133,7 @@ pub fn set_gate(vector: u8, kind: u8, ist: u8) {
     // SAFETY: stubs are 16 bytes apart; the address is only computed.
     let address = unsafe { (&raw const stubs).add(usize::from(vector) * 16) } as u64;
     let low = address & 0xffff | 8 << 16 | u64::from(ist) << 32 | u64::from(kind) << 40 | (address >> 16 & 0xffff) << 48;
-    // SAFETY: single CPU; the table is ours.
+    // SAFETY: as said at `Idt`.
     unsafe { (*IDT.0.get())[usize::from(vector)] = [low, address >> 32] };
 }
 
@@ -135,13 +142,18 @@ pub fn on_interrupt(vector: u8, handler: fn(&mut Frame)) {
     HANDLERS[usize::from(vector)].store(handler as usize, Ordering::SeqCst);
 }
 
-/// Interrupts and exceptions of `vector` so far.
+/// Interrupts and exceptions of `vector` so far, on the boot processor.
 pub fn count(vector: u8) -> u32 {
-    COUNTS[usize::from(vector)].load(Ordering::SeqCst)
+    count_on(0, vector)
+}
+
+/// Those of processor `cpu`.
+pub fn count_on(cpu: usize, vector: u8) -> u32 {
+    COUNTS[cpu][usize::from(vector)].load(Ordering::SeqCst)
 }
 
 pub fn clear_count(vector: u8) {
-    COUNTS[usize::from(vector)].store(0, Ordering::SeqCst);
+    COUNTS[0][usize::from(vector)].store(0, Ordering::SeqCst);
 }
 
 /// An exception as [`catch`] saw it.
@@ -163,7 +175,7 @@ static CAUGHT_RIP: AtomicU64 = AtomicU64::new(0);
 #[unsafe(no_mangle)]
 extern "C" fn guest_interrupt(frame: &mut Frame) {
     let vector = frame.vector as u8;
-    COUNTS[usize::from(vector)].fetch_add(1, Ordering::SeqCst);
+    COUNTS[this_cpu()][usize::from(vector)].fetch_add(1, Ordering::SeqCst);
     if vector < 32 && vector != 2 && CATCHING.swap(false, Ordering::SeqCst) {
         CAUGHT_VECTOR.store(frame.vector, Ordering::SeqCst);
         CAUGHT_ERROR.store(frame.error, Ordering::SeqCst);

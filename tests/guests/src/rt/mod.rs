@@ -5,6 +5,7 @@ pub mod boot;
 pub mod cpu;
 pub mod interrupts;
 pub mod pic;
+pub mod smp;
 pub mod time;
 
 pub use boot::BootInfo;
