@@ -64,26 +64,31 @@ pub fn sti_shadow(_: &BootInfo) {
 
 /// Exceptions reach the guest with the right vector, error code and RIP (SDM vol. 3A, 7.15), those of exiting instructions included.
 pub fn exceptions(_: &BootInfo) {
-    // SAFETY: every faulting instruction is caught; registers it could change are declared.
+    macro_rules! execute {
+        ($($code:tt)*) => {
+            || {
+                // SAFETY: every faulting instruction is caught; registers that it could change are declared.
+                unsafe { asm!($($code)*) }
+            }
+        };
+    }
     let caught = |body: &dyn Fn()| catch(body).map(|c| (c.vector, c.error));
-    check_eq!(caught(&|| unsafe { asm!("ud2") }), Some((6, 0)), "UD2");
-    check_eq!(caught(&|| unsafe { asm!("int3") }), Some((3, 0)), "INT3");
-    check_eq!(caught(&|| unsafe { asm!("div {0:e}", in(reg) 0, inout("eax") 1 => _, inout("edx") 0 => _) }), Some((0, 0)), "#DE");
-    check_eq!(caught(&|| unsafe { asm!("mov ds, {0:x}", in(reg) 0x1230) }), Some((13, 0x1230)), "#GP with a selector");
-    check_eq!(caught(&|| unsafe { asm!("mov al, [{}]", in(reg) 1u64 << 63, out("al") _) }), Some((13, 0)), "non-canonical");
+    check_eq!(caught(&execute!("ud2")), Some((6, 0)), "UD2");
+    check_eq!(caught(&execute!("int3")), Some((3, 0)), "INT3");
+    check_eq!(caught(&execute!("div {0:e}", in(reg) 0, inout("eax") 1 => _, inout("edx") 0 => _)), Some((0, 0)), "#DE");
+    check_eq!(caught(&execute!("mov ds, {0:x}", in(reg) 0x1230)), Some((13, 0x1230)), "#GP with a selector");
+    check_eq!(caught(&execute!("mov al, [{}]", in(reg) 1u64 << 63, out("al") _)), Some((13, 0)), "non-canonical");
     on_interrupt(0x70, |_| {});
-    check_eq!(caught(&|| unsafe { asm!("int 0x70") }), None, "INT n goes to its handler");
+    check_eq!(caught(&execute!("int 0x70")), None, "INT n goes to its handler");
     check_eq!(interrupts::count(0x70), 1, "INT n");
     // Instructions that exit and that this CPU does not have.
     check_eq!(
-        caught(&|| unsafe {
-            asm!("xor eax, eax", "xor ecx, ecx", "xor edx, edx", "monitor", out("eax") _, out("ecx") _, out("edx") _)
-        }),
+        caught(&execute!("xor eax, eax", "xor ecx, ecx", "xor edx, edx", "monitor", out("eax") _, out("ecx") _, out("edx") _)),
         Some((6, 0)),
         "MONITOR"
     );
-    check_eq!(caught(&|| unsafe { asm!(".byte 0x0f, 0x01, 0xc2") }), Some((6, 0)), "VMLAUNCH");
-    check_eq!(caught(&|| unsafe { asm!(".byte 0x0f, 0x01, 0xd8", in("rax") 0) }), Some((6, 0)), "VMRUN");
+    check_eq!(caught(&execute!(".byte 0x0f, 0x01, 0xc2")), Some((6, 0)), "VMLAUNCH");
+    check_eq!(caught(&execute!(".byte 0x0f, 0x01, 0xd8", in("rax") 0)), Some((6, 0)), "VMRUN");
     check_eq!(
         caught(&|| {
             cpu::rdmsr(0x3a);
@@ -91,7 +96,7 @@ pub fn exceptions(_: &BootInfo) {
         Some((13, 0)),
         "RDMSR"
     );
-    check_eq!(catch(|| unsafe { asm!("ud2") }).map(|c| c.rip & 0xffff_ffff_0000_0000), Some(0), "RIP at the instruction");
+    check_eq!(catch(execute!("ud2")).map(|c| c.rip & 0xffff_ffff_0000_0000), Some(0), "RIP at the instruction");
 }
 
 /// An interrupt that becomes pending while an exit is being handled is delivered behind the instruction, exactly once, and an exception of

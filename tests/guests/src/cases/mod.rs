@@ -14,8 +14,11 @@ mod work;
 
 use crate::rt::BootInfo;
 
-/// Name and body of every case.
-pub const ALL: &[(&str, fn(&BootInfo))] = &[
+/// A case: what `test=` calls it, and what it does.
+type Case = (&'static str, fn(&BootInfo));
+
+/// Every case.
+pub const ALL: &[Case] = &[
     ("cpuid-policy", cpu::cpuid_policy),
     ("msr-policy", cpu::msr_policy),
     ("msr-state", cpu::msr_state),

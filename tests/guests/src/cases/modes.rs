@@ -219,12 +219,13 @@ static mut RING0_STACK: [u8; 8192] = [0; 8192];
 pub fn user_mode(_: &BootInfo) {
     // SAFETY: single CPU; the static objects are used by the hardware from here on and by nobody else.
     unsafe {
-        let tss = &raw mut TSS as u64;
+        let words = &raw mut TSS;
+        let tss = words as u64;
         let stack = &raw const RING0_STACK as u64 + 8192;
-        (*(&raw mut TSS))[1] = stack as u32;
-        (*(&raw mut TSS))[2] = (stack >> 32) as u32;
+        (*words)[1] = stack as u32;
+        (*words)[2] = (stack >> 32) as u32;
         // I/O permission bitmap beyond the limit: no port is allowed.
-        (*(&raw mut TSS))[25] = 104 << 16;
+        (*words)[25] = 104 << 16;
         let gdt = &raw mut boot_gdt;
         (*gdt)[8] = 103 | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56;
         (*gdt)[9] = tss >> 32;
