@@ -292,7 +292,7 @@ impl<P: Platform> Host<P> {
                 // A verb may end a guest, whose last part must not be ours.
                 drop(reachable);
                 for byte in bytes {
-                    shell.input(byte, self);
+                    shell.input(byte, self.platform, self);
                 }
             }
             Key::Guest(id, bytes) => {
