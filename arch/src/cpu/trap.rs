@@ -200,6 +200,8 @@ fn machine_check(frame: &TrapFrame) -> ! {
     /// IA32_MCi_STATUS: the bank's contents are valid; IA32_MCi_ADDR is.
     const VALID: u64 = 1 << 63;
     const ADDRESS_VALID: u64 = 1 << 58;
+    // It may be reported to all CPUs at once, and one report is enough.
+    smp::stop::take_over();
     crash::note(format_args!("machine check: MCG_STATUS {:#x}", msr::try_read(IA32_MCG_STATUS).unwrap_or(0)));
     let banks = msr::try_read(IA32_MCG_CAP).unwrap_or(0) as u32 & 0xff;
     for bank in 0..banks.min(32) {

@@ -46,8 +46,8 @@ const AFTER_INIT: u64 = 10_000;
 const AFTER_STARTUP: u64 = 200;
 /// So many microseconds a CPU gets to come, and again as many to set itself up: long, because an emulator's CPUs may share one.
 const PATIENCE: u64 = 1_000_000;
-/// Microseconds for comparing two TSCs.
-const COMPARING: u64 = 100_000;
+/// Microseconds that comparing two TSCs may take; a busy emulator needs many, hardware less than one thousand.
+const COMPARING: u64 = 1_000_000;
 
 /// CPUs that are up: numbers 0, the boot CPU, to `online() - 1`.
 #[inline]
