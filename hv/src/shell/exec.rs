@@ -153,7 +153,8 @@ impl Shell {
         let mut screen = self.screen();
         writeln!(screen, "Name                                        ID   Mem VCPUs\tState\tTime(s)")?;
         for guest in guests {
-            let memory = guest.memory >> 20;
+            // A PC's memory lacks the 128 KiB of its video window; the configuration's number is what people look for.
+            let memory = guest.memory.div_ceil(1 << 20);
             let (flags, time) = (Letters(guest.flags), Tenths(guest.cpu_time).to_string());
             writeln!(screen, "{:<40} {:>5} {memory:>5} {:>5}     {flags}  {time:>8}", guest.name, guest.id, guest.vcpus)?;
         }

@@ -41,7 +41,7 @@ pub(super) fn guest(id: u32, name: &str, vcpus: u32, flags: GuestFlags) -> (Gues
     let info = GuestInfo {
         id,
         name: name.into(),
-        memory: 512 << 20,
+        memory: (512 << 20) - (128 << 10),
         vcpus,
         flags,
         cpu_time: Duration((0..vcpus).map(times).sum()),
