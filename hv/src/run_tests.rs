@@ -138,3 +138,27 @@ fn preserve_keeps_the_memory_and_frees_the_cpu() {
     assert_eq!(names(&host), [""; 0]);
     assert!(host.finished());
 }
+
+#[test]
+fn the_operator_switches_to_the_shell_and_back() {
+    let modules = alloc::vec![kernel(), config("a", "")];
+    let mut rig = host("", modules, &[&[Exit::HostInterrupt; 40]]);
+    let a = rig.ids()[0];
+    assert_eq!(rig.host.console.focus(), Some(a));
+    let press = |rig: &mut Rig, keys: &[u8]| {
+        rig.host.platform.input.lock().unwrap().extend(keys.iter().copied());
+        rig.turn();
+        rig.turn();
+    };
+    press(&mut rig, &[1, 1, 1]);
+    assert_eq!(rig.host.console.focus(), None);
+    press(&mut rig, b"list\r");
+    let shown = String::from_utf8(rig.host.platform.output.lock().unwrap().clone()).unwrap();
+    assert!(shown.contains("Name") && shown.contains("VCPUs"), "{shown}");
+    press(&mut rig, b"console a\r");
+    assert_eq!(rig.host.console.focus(), Some(a));
+    press(&mut rig, &[1, 1, 1]);
+    rig.host.platform.input.lock().unwrap().extend(*b"destroy a\r");
+    rig.turn();
+    assert_eq!(names(&rig), [""; 0]);
+}
