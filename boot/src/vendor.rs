@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use arch::{
     cpu,
     platform::{Machine, Vendor},
+    smp,
     virt::{self, Virtualisation},
 };
 use core::fmt::Display;
@@ -27,10 +28,14 @@ fn start<V: Vendor>(features: &[VirtFeature], vendor: V, boot: &BootInfo) -> ! {
         let names: alloc::vec::Vec<_> = features.iter().filter(|f| wanted(f)).map(|f| f.name).collect();
         if names.is_empty() { "none".into() } else { names.join(", ") }
     };
+    let started = smp::online();
     let machine = match Machine::new(vendor) {
         Ok(machine) => Box::leak(Box::new(machine)),
         Err(reason) => cannot_run(&reason),
     };
+    if smp::online() < started {
+        always!("CPUs: {} of the {started} that were started can run guests", smp::online());
+    }
     always!("Virtualisation: {}, using {}", V::NAME, list(|f| f.used));
     info!("{}: present but not used: {}", V::NAME, list(|f| f.present && !f.used));
     info!("{}: absent: {}", V::NAME, list(|f| !f.present));

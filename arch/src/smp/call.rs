@@ -105,7 +105,7 @@ mod tests {
     use std::{thread, vec::Vec};
 
     const CPUS: usize = 3;
-    const CALLS: u32 = 40;
+    const CALLS: u32 = 20;
 
     /// Each CPU has all others do something, again and again, while the others do the same: everything is done, exactly once on each, before
     /// the call returns, and nobody waits for ever.

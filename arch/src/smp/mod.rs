@@ -341,9 +341,8 @@ fn call_others<R>(targets: impl Iterator<Item = u32> + Clone, run: &(dyn Fn() + 
 }
 
 /// Has `enable` called on every CPU but this one, one after the other, by ascending number. One where it fails is left out, says why, and halts;
-/// those that follow get its number, so that the numbers stay without gaps. While nothing uses the numbers yet. Returns how many are left out.
-pub fn enable_all<E: Display + Send>(enable: impl Fn() -> Result<(), E> + Sync) -> u32 {
-    let mut left_out = 0;
+/// those that follow get its number, so that the numbers stay without gaps. While nothing uses the numbers yet.
+pub fn enable_all<E: Display + Send>(enable: impl Fn() -> Result<(), E> + Sync) {
     let mut number = 1;
     while number < online() {
         let result = spin::Mutex::new(None);
@@ -355,12 +354,10 @@ pub fn enable_all<E: Display + Send>(enable: impl Fn() -> Result<(), E> + Sync) 
                 apic::kick(cpu.apic_id());
                 percpu::retire(number);
                 ONLINE.fetch_sub(1, Ordering::AcqRel);
-                left_out += 1;
             }
             _ => number += 1,
         }
     }
-    left_out
 }
 
 /// Lets every further CPU call `main` with its number. Once.
