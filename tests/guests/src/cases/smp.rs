@@ -66,7 +66,11 @@ fn prepare_for_init(_: usize) {
     // SAFETY: DR0 is not armed; nothing else uses XMM3.
     unsafe { asm!("mov dr0, {0}", "movq xmm3, {0}", in(reg) PATTERN) };
     TSC_BEFORE.store(rdtsc(), Ordering::SeqCst);
-    cpu::cli();
+    cpu::sti();
+    beat()
+}
+
+fn beat() -> ! {
     loop {
         BEATS.fetch_add(1, Ordering::SeqCst);
     }
@@ -92,7 +96,7 @@ pub fn init_again(_: &BootInfo) {
     check!(beats(), "INIT level de-assert does nothing");
     ipi(1, INIT);
     time::spin_us(50_000);
-    check!(!beats(), "INIT stops a processor in a loop with interrupts off");
+    check!(!beats(), "INIT stops a processor in a loop");
     ipi(1, FIXED | u32::from(VECTOR));
     check!(!beats() && starts(1) == 1, "it waits for a SIPI and for nothing else");
 
@@ -152,6 +156,25 @@ pub fn init_again(_: &BootInfo) {
         check_eq!(rdmsr(0x80f), 0xff, "but is reset");
     });
     smp::wait(1);
+}
+
+/// A processor in a loop with interrupts off and without anything that exits leaves the others their time, takes NMIs and is stopped by INIT.
+pub fn busy_loop(_: &BootInfo) {
+    smp::start_all();
+    on_interrupt(2, |_| {});
+    smp::run(1, |_| {
+        cpu::cli();
+        beat()
+    });
+    check!(beats(), "processor 1 runs");
+    for round in 1..=5 {
+        ipi(1, smp::NMI);
+        check!(time::wait_for(2_000_000, || interrupts::count_on(1, 2) == round), "NMI {round} comes");
+        check!(beats(), "and the loop goes on");
+    }
+    ipi(1, INIT);
+    time::spin_us(50_000);
+    check!(!beats(), "INIT stops it");
 }
 
 /// INIT to the boot processor restarts the machine: at the reset vector there is firmware, which does so.
