@@ -220,7 +220,7 @@ fn clock(cpu: usize) -> u64 {
         let delta = rdtsc().wrapping_sub(read64(page + 8));
         let (mul, shift) = (read32(page + 24), cpu::read8(page + 28) as i8);
         let shifted = if shift >= 0 { delta << shift } else { delta >> -shift };
-        let ns = read64(page + 16).wrapping_add((u128::from(shifted) * u128::from(mul) >> 32) as u64);
+        let ns = read64(page + 16).wrapping_add(((u128::from(shifted) * u128::from(mul)) >> 32) as u64);
         if version & 1 == 0 && read32(page) == version {
             return ns;
         }
@@ -318,7 +318,9 @@ pub fn hlt_wake(_: &BootInfo) {
     time::spin_us(1000);
     let start = rdtsc();
     ipi(1, FIXED | u32::from(VECTOR));
+    cpu::sti();
     while ROUNDS.load(Ordering::SeqCst) != 0 && rdtsc() - start < time::tsc_hz() {}
+    cpu::cli();
     check_eq!(ROUNDS.load(Ordering::SeqCst), 0, "processor 1 woke while this one was busy");
     smp::wait(1);
 }
