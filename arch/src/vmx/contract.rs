@@ -130,6 +130,7 @@ impl Vcpu for VmxVcpu {
     }
     fn inject_nmi(&mut self) {
         debug_assert!(self.nmi_allowed());
+        self.clear_nmi_blocking();
         self.events.inject_nmi();
     }
     fn request_nmi_window(&mut self, wanted: bool) {

@@ -239,6 +239,7 @@ impl VmxVcpu {
         let VcpuState { gprs, rip, rflags, cs, ds, es, fs, gs, ss, ldtr, tr, gdtr, idtr, cr0, cr2, cr3, cr4, efer, dr6, dr7 } =
             *state;
         self.events.clear();
+        self.nmi_in_service = false;
         *self.all_gprs_mut() = gprs;
         self.write_rip(rip);
         self.write_rflags(valid_rflags(rflags));

@@ -66,6 +66,8 @@ pub struct VmxVcpu {
     pub(super) cached: Cached,
     pending: u8,
     pub(super) events: Arbiter,
+    /// An NMI was injected, and its handler may not have come to its IRET yet.
+    pub(super) nmi_in_service: bool,
     pub(super) question: Question,
     /// The primary controls as they are in the VMCS.
     primary: u32,
@@ -164,6 +166,7 @@ impl VmxVcpu {
             cached: Cached::default(),
             pending: pending::FLUSH,
             events: Arbiter::new(),
+            nmi_in_service: false,
             question: Question::default(),
             primary: controls.primary | rdtsc | pause,
             controls: *controls,
@@ -404,6 +407,7 @@ impl VmxVcpu {
             return false;
         }
         let event = self.events.take();
+        self.nmi_in_service |= event.kind() == Some(EventKind::Nmi);
         // 28.3.1.5: no event goes into an interrupt shadow; its handler's first instruction is out of it anyway.
         self.clear_shadow();
         if event.has_error_code() {
@@ -548,8 +552,19 @@ impl VmxVcpu {
             && self.interruptibility() & interruptibility::SHADOW == 0
     }
 
+    /// Blocking by NMI counts only if there was one. Bochs 2.7 clears its own note of that only at the guest's IRET, not at an entry, so that a
+    /// vCPU which the CPU leaves within its NMI handler blocks the NMIs of the next.
     pub(super) fn nmi_allowed(&self) -> bool {
-        !self.events.is_busy() && self.interruptibility() & (interruptibility::SHADOW | interruptibility::NMI) == 0
+        let blocked = interruptibility::SHADOW | if self.nmi_in_service { interruptibility::NMI } else { 0 };
+        !self.events.is_busy() && self.interruptibility() & blocked == 0
+    }
+
+    /// Before an NMI is queued: 28.3.1.5 wants no blocking by NMI at the entry that injects it.
+    pub(super) fn clear_nmi_blocking(&mut self) {
+        let now = self.interruptibility();
+        if now & interruptibility::NMI != 0 {
+            self.write_interruptibility(now & !interruptibility::NMI);
+        }
     }
 
     /// Sets or clears a bit of the primary controls.
@@ -586,6 +601,9 @@ impl VmxVcpu {
 
     pub(super) fn leave_cpu(&mut self) {
         debug_assert!(self.vmcs.is_active());
+        if self.interruptibility() & interruptibility::NMI == 0 {
+            self.nmi_in_service = false;
+        }
         self.lazy.unload();
         self.syscall = SyscallMsrs::read();
         self.dr6 = read_dr6();

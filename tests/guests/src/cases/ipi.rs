@@ -199,7 +199,8 @@ pub fn lowest_priority(_: &BootInfo) {
 
 static NMIS: [AtomicU32; CPUS] = [const { AtomicU32::new(0) }; CPUS];
 
-/// NMI IPIs reach processors with interrupts off, in HLT and in a loop without exits, and nobody else (SDM vol. 3A, 7.7, 11.6.1).
+/// NMI IPIs reach processors with interrupts off in HLT and in a loop, and one in a loop without exits, and nobody else (SDM vol. 3A, 7.7,
+/// 11.6.1).
 pub fn nmi(_: &BootInfo) {
     check_eq!(smp::start_all(), CPUS, "processors");
     on_interrupt(2, |_| {
@@ -215,7 +216,11 @@ pub fn nmi(_: &BootInfo) {
                         cpu::hlt();
                     }
                 }
-                2 => while !STOP.load(Ordering::SeqCst) {},
+                2 => {
+                    cpu::sti();
+                    while !STOP.load(Ordering::SeqCst) {}
+                    cpu::cli();
+                }
                 _ => {
                     while !STOP.load(Ordering::SeqCst) {
                         core::hint::spin_loop();

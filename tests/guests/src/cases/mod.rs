@@ -64,6 +64,7 @@ pub const ALL: &[Case] = &[
     ("smp-startup-32", smp::startup),
     ("smp-init-again", smp::init_again),
     ("smp-init-boot-processor", smp::init_boot_processor),
+    ("smp-busy-loop", smp::busy_loop),
     ("smp-ipi", ipi::kinds),
     ("smp-lowest-priority", ipi::lowest_priority),
     ("smp-nmi", ipi::nmi),

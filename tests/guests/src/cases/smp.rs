@@ -66,7 +66,11 @@ fn prepare_for_init(_: usize) {
     // SAFETY: DR0 is not armed; nothing else uses XMM3.
     unsafe { asm!("mov dr0, {0}", "movq xmm3, {0}", in(reg) PATTERN) };
     TSC_BEFORE.store(rdtsc(), Ordering::SeqCst);
-    cpu::cli();
+    cpu::sti();
+    beat()
+}
+
+fn beat() -> ! {
     loop {
         BEATS.fetch_add(1, Ordering::SeqCst);
     }
@@ -92,7 +96,7 @@ pub fn init_again(_: &BootInfo) {
     check!(beats(), "INIT level de-assert does nothing");
     ipi(1, INIT);
     time::spin_us(50_000);
-    check!(!beats(), "INIT stops a processor in a loop with interrupts off");
+    check!(!beats(), "INIT stops a processor in a loop");
     ipi(1, FIXED | u32::from(VECTOR));
     check!(!beats() && starts(1) == 1, "it waits for a SIPI and for nothing else");
 
@@ -154,6 +158,25 @@ pub fn init_again(_: &BootInfo) {
     smp::wait(1);
 }
 
+/// A processor in a loop with interrupts off and without anything that exits leaves the others their time, takes NMIs and is stopped by INIT.
+pub fn busy_loop(_: &BootInfo) {
+    smp::start_all();
+    on_interrupt(2, |_| {});
+    smp::run(1, |_| {
+        cpu::cli();
+        beat()
+    });
+    check!(beats(), "processor 1 runs");
+    for round in 1..=5 {
+        ipi(1, smp::NMI);
+        check!(time::wait_for(2_000_000, || interrupts::count_on(1, 2) == round), "NMI {round} comes");
+        check!(beats(), "and the loop goes on");
+    }
+    ipi(1, INIT);
+    time::spin_us(50_000);
+    check!(!beats(), "INIT stops it");
+}
+
 /// INIT to the boot processor restarts the machine: at the reset vector there is firmware, which does so.
 pub fn init_boot_processor(_: &BootInfo) {
     smp::start_all();
@@ -197,7 +220,7 @@ fn clock(cpu: usize) -> u64 {
         let delta = rdtsc().wrapping_sub(read64(page + 8));
         let (mul, shift) = (read32(page + 24), cpu::read8(page + 28) as i8);
         let shifted = if shift >= 0 { delta << shift } else { delta >> -shift };
-        let ns = read64(page + 16).wrapping_add((u128::from(shifted) * u128::from(mul) >> 32) as u64);
+        let ns = read64(page + 16).wrapping_add(((u128::from(shifted) * u128::from(mul)) >> 32) as u64);
         if version & 1 == 0 && read32(page) == version {
             return ns;
         }
@@ -295,7 +318,9 @@ pub fn hlt_wake(_: &BootInfo) {
     time::spin_us(1000);
     let start = rdtsc();
     ipi(1, FIXED | u32::from(VECTOR));
+    cpu::sti();
     while ROUNDS.load(Ordering::SeqCst) != 0 && rdtsc() - start < time::tsc_hz() {}
+    cpu::cli();
     check_eq!(ROUNDS.load(Ordering::SeqCst), 0, "processor 1 woke while this one was busy");
     smp::wait(1);
 }
