@@ -284,6 +284,9 @@ impl<P: Platform> Operator for Host<P> {
 
     fn focus(&self, guest: u32) -> Result<(), OperatorError> {
         let vm = self.guest(guest)?;
+        if !vm.has_console() {
+            return Err(OperatorError::NoConsole);
+        }
         self.give_focus(&vm);
         Ok(())
     }

@@ -90,6 +90,9 @@ pub struct GuestArguments {
     /// Memory of the machine (of which the default guest gets half, at most 512 MiB)
     #[arg(long = "mem", value_name = "SIZE", default_value = "1G")]
     memory: MemorySize,
+    /// CPUs of the machine, and vCPUs of the default guest (at most 32)
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u32,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -102,9 +105,6 @@ pub struct RunArguments {
     /// Whose virtualisation extension to use
     #[arg(long, value_enum)]
     vendor: Option<VendorArgument>,
-    /// CPUs of the machine
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    cpus: u32,
     /// Boot by UEFI instead of BIOS (QEMU only)
     #[arg(long)]
     uefi: bool,
@@ -178,17 +178,20 @@ fn default_guest(workspace: &Workspace, arguments: &GuestArguments, modules: &mu
     let memory = DEFAULT_GUEST_MEMORY_MIB.min(arguments.memory.mib() / 2).max(1);
     let cmdline = arguments.cmdline.as_deref().unwrap_or("console=ttyS0");
     // Not as a file's text, whose paths would be looked up on the host: these are modules already.
-    let config = guest_config(DEFAULT_GUEST, memory, &kernel, initrd.as_deref(), cmdline);
+    let config = guest_config(DEFAULT_GUEST, memory, arguments.cpus.min(MOST_VCPUS), &kernel, initrd.as_deref(), cmdline);
     modules.add_bytes(&format!("{DEFAULT_GUEST}.cfg"), config.into_bytes());
     Ok(())
 }
 
+/// A guest may have no more.
+const MOST_VCPUS: u32 = 32;
+
 /// A guest's configuration that names modules.
-fn guest_config(name: &str, memory_mib: u32, kernel: &str, initrd: Option<&str>, cmdline: &str) -> String {
+fn guest_config(name: &str, memory_mib: u32, vcpus: u32, kernel: &str, initrd: Option<&str>, cmdline: &str) -> String {
     let ramdisk = initrd.map_or_else(String::new, |initrd| format!("ramdisk = \"{initrd}\"\n"));
     let cmdline = cmdline.replace('\\', "\\\\").replace('"', "\\\"");
     format!(
-        "name = \"{name}\"\ntype = \"hvm\"\nmemory = {memory_mib}\nvcpus = 1\nkernel = \"{kernel}\"\n{ramdisk}cmdline = \"{cmdline}\"\n"
+        "name = \"{name}\"\ntype = \"hvm\"\nmemory = {memory_mib}\nvcpus = {vcpus}\nkernel = \"{kernel}\"\n{ramdisk}cmdline = \"{cmdline}\"\n"
     )
 }
 
@@ -198,7 +201,7 @@ pub fn run(workspace: &Workspace, arguments: &RunArguments, consent: Consent) ->
     let spec = Spec {
         accel: choice.accel,
         vendor: choice.vendor,
-        cpus: arguments.cpus,
+        cpus: arguments.guests.cpus,
         memory: arguments.guests.memory,
         firmware: if arguments.uefi { Firmware::Uefi } else { Firmware::Bios },
         clock: if arguments.icount { Clock::Instructions } else { Clock::RealTime },
@@ -395,7 +398,7 @@ mod tests {
 
     #[test]
     fn a_command_line_is_quoted_for_toml() {
-        let config = guest_config("x", 5, "k", None, r#"a="b c" d=\e"#);
+        let config = guest_config("x", 5, 2, "k", None, r#"a="b c" d=\e"#);
         assert!(config.ends_with("cmdline = \"a=\\\"b c\\\" d=\\\\e\"\n"), "{config}");
         assert!(!config.contains("ramdisk"));
     }

@@ -8,6 +8,8 @@ use std::fmt;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum GuestEnd {
     Poweroff,
+    /// By the operator.
+    Destroyed,
     Reboot,
     /// The hypervisor's reason.
     Crash(String),
@@ -19,6 +21,7 @@ impl fmt::Display for GuestEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Poweroff => f.write_str("poweroff"),
+            Self::Destroyed => f.write_str("destroyed"),
             Self::Reboot => f.write_str("reboot"),
             Self::Crash(reason) => write!(f, "crash: {reason}"),
             Self::DebugExit(status) => write!(f, "debug-exit status {status}"),
@@ -101,6 +104,7 @@ impl Event {
             "refused" => Self::Refused { guest },
             "ended: poweroff" => Self::Ended { guest, how: GuestEnd::Poweroff },
             "ended: reboot" => Self::Ended { guest, how: GuestEnd::Reboot },
+            "ended: destroyed" => Self::Ended { guest, how: GuestEnd::Destroyed },
             _ if what.starts_with("restarting (") || what.starts_with("kept as ") && what.ends_with(", restarting") => {
                 Self::Restarting { guest }
             }
