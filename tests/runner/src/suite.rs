@@ -484,7 +484,8 @@ fn check_refusal(test: &RefusalTest, outcome: &Outcome) -> Result<(), String> {
 
 fn run_linux(assets: &Assets, test: LinuxTest, checks: &[&'static str], sender: &Sender<Report>) -> Result<()> {
     let start = Instant::now();
-    let spec = test.on.spec();
+    // As many CPUs as the guest has, so that they really run at the same time.
+    let spec = Spec { cpus: test.vcpus, ..test.on.spec() };
     let (kernel, initramfs) = assets.linux.as_ref().context("there is no Linux")?;
     let mut modules = Modules::default();
     let kernel = modules.add_file(kernel);
