@@ -225,6 +225,11 @@ impl Console {
         self.focus.store(guest.unwrap_or(NOBODY), Ordering::Relaxed);
     }
 
+    /// True if the next guest that can gets the input: the operator has not chosen the shell.
+    pub fn follows(&self) -> bool {
+        self.follow.load(Ordering::Relaxed)
+    }
+
     /// A guest has started. True if it has got the input, since no other guest had it and the operator has not chosen the shell.
     pub fn guest_started(&self, id: u32) -> bool {
         self.follow.load(Ordering::Relaxed)

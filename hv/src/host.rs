@@ -119,8 +119,7 @@ impl<P: Platform> Host<P> {
 
     /// Starts all waiting guests, or (`autostart=sequential`) the first of them.
     pub(crate) fn start_next(&self) {
-        loop {
-            let Some(blueprint) = self.next_waiting() else { break };
+        while let Some(blueprint) = self.next_waiting() {
             let running = self.start(&blueprint, false).is_some();
             if running && self.options.autostart == Autostart::Sequential {
                 break;

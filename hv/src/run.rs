@@ -264,6 +264,8 @@ impl<P: Platform> Host<P> {
         }
         let mut waiting = false;
         let guests = self.guests.lock();
+        // Between the end of the guest that had the input and another one's getting it, the shell keeps quiet.
+        let passing = self.console.follows() && guests.running.iter().any(|vm| vm.has_console());
         for vm in &guests.running {
             vm.pump_input(now);
             vm.pump_output(self.platform);
@@ -273,7 +275,7 @@ impl<P: Platform> Host<P> {
         drop(guests);
         // A host that is about to go has no use for a prompt.
         if !self.is_ending() {
-            shell.pump(self.platform, self.console.focus().is_none());
+            shell.pump(self.platform, self.console.focus().is_none() && !passing);
         }
         waiting |= shell.has_output();
         waiting.then(|| now + x86defs::Duration::from_millis(1))

@@ -26,7 +26,7 @@ use alloc::{
 use x86defs::{Duration, Time};
 
 /// Every ready task of equal weight runs about once in so long, as far as [`MIN_SLICE`] allows.
-const ROUND: Duration = Duration::from_millis(20);
+const ROUND: Duration = Duration::from_millis(10);
 /// A running task keeps its CPU for at least so long against others that are merely as far behind.
 const MIN_SLICE: Duration = Duration::from_millis(1);
 /// Between two looks of a CPU at the queue. What a capped guest overdraws by it is taken from its next period.

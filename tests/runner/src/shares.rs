@@ -55,7 +55,7 @@ pub const SHARES: &[ShareTest] = &[
     ShareTest {
         name: "shares-equal",
         cpus: 2,
-        ms: 1000,
+        ms: 1200,
         workers: &[worker(256, 0, 1); 16],
         tolerance: 3,
         on: &[Platform::VmxBochs],

@@ -408,7 +408,8 @@ pub fn lock(_: &BootInfo) {
     let all = EACH * cpus as u64;
     check_eq!(COUNTER.load(Ordering::SeqCst), all, "LOCK XADD");
     check_eq!(PLAIN.load(Ordering::SeqCst), all, "under a lock");
-    // Handing over from one to the next: with time slices of milliseconds each hand-over would take as long as one.
+    // Handing over from one to the next. Where PAUSE gives way, that takes microseconds, else the rest of a time slice; longer means that somebody
+    // starves.
     const HAND_OVERS: u32 = 400;
     let start = rdtsc();
     smp::on_all(cpus, |cpu| {
@@ -424,7 +425,7 @@ pub fn lock(_: &BootInfo) {
         }
     });
     let average = (rdtsc() - start) * 1_000_000 / time::tsc_hz() / u64::from(HAND_OVERS);
-    check!(average < 2500, "a hand-over between waiting processors takes {average} us");
+    check!(average < 50_000, "a hand-over between waiting processors takes {average} us");
 }
 
 /// CPUID's topology (leaves 1, 4, 0BH; 8000_0008H, 8000_001DH and 8000_001EH on AMD) is one package of as many cores as the MADT has, the
