@@ -78,8 +78,17 @@ fn beat() -> ! {
 
 /// True if processor 1 still runs its loop.
 fn beats() -> bool {
+    beats_within(1_000_000)
+}
+
+/// True if it does not, and would have in this time: several time slices.
+fn is_still() -> bool {
+    !beats_within(40_000)
+}
+
+fn beats_within(us: u64) -> bool {
     let before = BEATS.load(Ordering::SeqCst);
-    time::wait_for(300_000, || BEATS.load(Ordering::SeqCst) != before)
+    time::wait_for(us, || BEATS.load(Ordering::SeqCst) != before)
 }
 
 /// INIT stops a processor whatever it does, resets registers, control registers and the local APIC, and keeps x87 and vector registers,
@@ -95,10 +104,10 @@ pub fn init_again(_: &BootInfo) {
     ipi(1, 0x8500);
     check!(beats(), "INIT level de-assert does nothing");
     ipi(1, INIT);
-    time::spin_us(50_000);
-    check!(!beats(), "INIT stops a processor in a loop");
+    time::spin_us(20_000);
+    check!(is_still(), "INIT stops a processor in a loop");
     ipi(1, FIXED | u32::from(VECTOR));
-    check!(!beats() && starts(1) == 1, "it waits for a SIPI and for nothing else");
+    check!(is_still() && starts(1) == 1, "it waits for a SIPI and for nothing else");
 
     smp::prepare(OTHER_PAGE);
     let restart = || {
@@ -173,8 +182,8 @@ pub fn busy_loop(_: &BootInfo) {
         check!(beats(), "and the loop goes on");
     }
     ipi(1, INIT);
-    time::spin_us(50_000);
-    check!(!beats(), "INIT stops it");
+    time::spin_us(20_000);
+    check!(is_still(), "INIT stops it");
 }
 
 /// INIT to the boot processor restarts the machine: at the reset vector there is firmware, which does so.
