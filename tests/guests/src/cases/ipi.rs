@@ -218,6 +218,8 @@ pub fn nmi(_: &BootInfo) {
                 }
                 2 => {
                     cpu::sti();
+                    // Without PAUSE, which might exit.
+                    #[expect(clippy::missing_spin_loop, reason = "an NMI is to find it in a loop without exits")]
                     while !STOP.load(Ordering::SeqCst) {}
                     cpu::cli();
                 }

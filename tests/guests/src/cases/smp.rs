@@ -382,16 +382,16 @@ pub fn shootdown(_: &BootInfo) {
         // To all but this one.
         ipi(0, 3 << 18 | FIXED | u32::from(VECTOR));
         check!(time::wait_for(5_000_000, || SERVED.load(Ordering::SeqCst) == cpus as u32 - 1), "all serve IPI {round}");
-        for cpu in 1..cpus {
+        for (cpu, seen) in SEEN.iter().enumerate().take(cpus).skip(1) {
             // What it stores from now on was read after the IPI, but for one value that may be on its way.
-            let new = || SEEN[cpu].load(Ordering::SeqCst) == round;
+            let new = || seen.load(Ordering::SeqCst) == round;
             check!(time::wait_for(2_000_000, new), "processor {cpu} sees the mapping of round {round}");
         }
         check_eq!(read32(SHARED), round, "so does this one");
         // The old page changes: nobody may look at it any more.
         write32(FRAMES[(round as usize + 1) % 2], 0xdead);
-        for cpu in 1..cpus {
-            check_eq!(SEEN[cpu].load(Ordering::SeqCst), round, "processor {cpu} keeps seeing the new page");
+        for (cpu, seen) in SEEN.iter().enumerate().take(cpus).skip(1) {
+            check_eq!(seen.load(Ordering::SeqCst), round, "processor {cpu} keeps seeing the new page");
         }
     }
     STOP.store(true, Ordering::SeqCst);
