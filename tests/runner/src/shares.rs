@@ -52,14 +52,6 @@ pub const SHARES: &[ShareTest] = &[
         tolerance: 2,
         on: EMULATORS,
     },
-    ShareTest {
-        name: "shares-equal",
-        cpus: 2,
-        ms: 1200,
-        workers: &[worker(256, 0, 1); 16],
-        tolerance: 3,
-        on: &[Platform::VmxBochs],
-    },
 ];
 
 impl ShareTest {
