@@ -39,7 +39,7 @@ pub(crate) struct Guests<P: Platform> {
     pub(crate) running: Vec<Arc<Vm<P>>>,
     /// Ended ones that their configuration wants kept.
     pub(crate) preserved: Vec<Arc<Vm<P>>>,
-    /// Being built at the moment.
+    /// Being built, or taken apart, at the moment.
     building: u32,
     next_id: u32,
     started: bool,
@@ -121,6 +121,7 @@ impl<P: Platform> Host<P> {
     pub(crate) fn start_next(&self) {
         while let Some(blueprint) = self.next_waiting() {
             let running = self.start(&blueprint, false).is_some();
+            self.guests.lock().building -= 1;
             if running && self.options.autostart == Autostart::Sequential {
                 break;
             }
@@ -130,7 +131,10 @@ impl<P: Platform> Host<P> {
     fn next_waiting(&self) -> Option<Arc<Blueprint>> {
         let mut guests = self.guests.lock();
         guests.started = true;
-        guests.waiting.pop_front()
+        let next = guests.waiting.pop_front();
+        // From one lock to the next, it is in none of the lists.
+        guests.building += u32::from(next.is_some());
+        next
     }
 
     /// Builds a guest and lets its vCPUs run, unless it is to be paused. Returns its number, if it was not refused.
@@ -228,7 +232,12 @@ impl<P: Platform> Host<P> {
             end => end.unwrap_or(End::Destroyed),
         };
         vm.finish_output(self.platform);
-        self.guests.lock().running.retain(|other| other.id != vm.id);
+        {
+            let mut guests = self.guests.lock();
+            guests.running.retain(|other| other.id != vm.id);
+            // Another CPU must not take this for the end of the last guest: it may be built again below.
+            guests.building += 1;
+        }
         let name = &blueprint.config.name;
         log::always!("guest {name}: ended: {end}");
         let had_focus = self.console.guest_ended(vm.id);
@@ -264,7 +273,8 @@ impl<P: Platform> Host<P> {
             Action::Destroy | Action::Restart => drop(vm),
         }
         let start_more = {
-            let guests = self.guests.lock();
+            let mut guests = self.guests.lock();
+            guests.building -= 1;
             guests.running.is_empty() && guests.building == 0 && !guests.waiting.is_empty()
         };
         if start_more {
