@@ -484,8 +484,7 @@ fn check_refusal(test: &RefusalTest, outcome: &Outcome) -> Result<(), String> {
 
 fn run_linux(assets: &Assets, test: LinuxTest, checks: &[&'static str], sender: &Sender<Report>) -> Result<()> {
     let start = Instant::now();
-    // Two CPUs, so that vCPUs really run at the same time; more would be more than the machine below may have.
-    let spec = Spec { cpus: test.vcpus.min(2), ..test.on.spec() };
+    let spec = test.on.spec();
     let (kernel, initramfs) = assets.linux.as_ref().context("there is no Linux")?;
     let mut modules = Modules::default();
     let kernel = modules.add_file(kernel);
