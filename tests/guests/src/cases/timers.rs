@@ -53,7 +53,8 @@ pub fn pit_irq(_: &BootInfo) {
     let elapsed = rdtsc() - start;
     cpu::cli();
     let want = tsc_hz() / 1000 * 50;
-    check!(elapsed + elapsed / 50 >= want, "50 interrupts of 1 ms took {elapsed} ticks, want {want}");
+    // The second one may have been noticed late, so one period may be missing, and one more for rounding; never more.
+    check!(elapsed >= want / 50 * 48, "50 interrupts of 1 ms took {elapsed} ticks, want {want}");
     pit_set(0, 0, 0xffff);
     pic::mask_all();
     interrupts::clear_count(0x20);
