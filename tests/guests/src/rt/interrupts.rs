@@ -132,6 +132,15 @@ pub fn load() {
 pub fn set_gate(vector: u8, kind: u8, ist: u8) {
     // SAFETY: stubs are 16 bytes apart; the address is only computed.
     let address = unsafe { (&raw const stubs).add(usize::from(vector) * 16) } as u64;
+    write_gate(vector, kind, ist, address);
+}
+
+/// Lets the interrupts of `vector` go straight to code that knows how to deal with their frame, until [`set_gate`].
+pub fn set_handler(vector: u8, address: u64) {
+    write_gate(vector, 0x8e, 0, address);
+}
+
+fn write_gate(vector: u8, kind: u8, ist: u8, address: u64) {
     let low = address & 0xffff | 8 << 16 | u64::from(ist) << 32 | u64::from(kind) << 40 | (address >> 16 & 0xffff) << 48;
     // SAFETY: as said at `Idt`.
     unsafe { (*IDT.0.get())[usize::from(vector)] = [low, address >> 32] };

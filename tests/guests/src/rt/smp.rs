@@ -200,14 +200,19 @@ pub fn start(cpu: usize) {
 
 /// Enables this processor's APIC and starts all others that the MADT has. Returns how many there are in all.
 pub fn start_all() -> usize {
-    apic::enable();
     let cpus = madt_ids().count();
+    start_first(cpus);
+    cpus
+}
+
+/// The same for as many as the caller knows that there are.
+pub fn start_first(cpus: usize) {
+    apic::enable();
     check!(cpus <= MAX_CPUS, "{cpus} processors are too many for the runtime");
     for cpu in 1..cpus {
         start(cpu);
     }
     on_others(cpus, |_| apic::enable());
-    cpus
 }
 
 /// Gives a started processor something to do.
