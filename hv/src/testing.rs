@@ -4,8 +4,8 @@ use alloc::{collections::VecDeque, sync::Arc, vec, vec::Vec};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Mutex;
 use x86defs::{
-    CpuidResult, Cr0, Cr4, CreateError, Efer, Exception, Exit, Gpa, Gprs, GuestMemory, OutsideRam, Platform, RamRange, Resume,
-    Rflags, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuConfig, VcpuState, Width, paging::PagingContext,
+    CpuidResult, Cr0, Cr4, CreateError, Efer, Exception, Exit, Gpa, Gprs, GuestMemory, OutsideRam, Owner, Platform, RamRange,
+    Resume, Rflags, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuConfig, VcpuState, Width, paging::PagingContext,
 };
 
 /// RAM in host memory.
@@ -58,7 +58,7 @@ impl GuestMemory for FakeMemory {
 /// A vCPU that plays back a script and keeps what it was told.
 pub struct FakeVcpu {
     pub script: VecDeque<Exit>,
-    /// The answers to the exits so far; the first entry's `Resume` comes first.
+    /// The answers to the exits so far.
     pub resumes: Vec<Resume>,
     pub state: VcpuState,
     pub tsc_offset: u64,
@@ -109,9 +109,9 @@ impl Vcpu for FakeVcpu {
         }
     }
     /// Plays the next exit; at the end of the script the guest triple-faults, which ends every run loop.
-    fn run(&mut self, resume: Resume) -> Exit {
-        self.complete(resume);
-        self.script.pop_front().unwrap_or(Exit::TripleFault)
+    fn run<O: Owner<Self>>(owner: &mut O) -> O::Outcome {
+        let exit = owner.vcpu().script.pop_front().unwrap_or(Exit::TripleFault);
+        owner.answer(exit)
     }
     fn gprs(&self) -> &Gprs {
         &self.state.gprs

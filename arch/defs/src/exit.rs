@@ -136,7 +136,7 @@ pub enum Exit {
     Hlt,
     /// PAUSE or a pause loop. Answer: [`Resume::Advance`].
     Pause,
-    /// VMCALL or VMMCALL.
+    /// VMCALL or VMMCALL. Answer: [`Resume::Hypercall`].
     Hypercall,
     /// WBINVD or INVD. Answer: [`Resume::Advance`].
     CacheFlush,
@@ -186,6 +186,8 @@ pub enum Resume {
     Cpuid(CpuidResult),
     /// RDMSR is complete: EDX:EAX.
     MsrRead(u64),
+    /// VMCALL or VMMCALL is complete: RAX.
+    Hypercall(u64),
     /// RDTSC(P) is complete.
     Tsc(u64),
     ControlRead(u64),

@@ -1,5 +1,6 @@
 use super::*;
 use crate::svm::vmcb::zeroed;
+use alloc::boxed::Box;
 use proptest::prelude::{any, proptest};
 
 struct Case {
@@ -21,16 +22,50 @@ fn gprs() -> Gprs {
     gprs
 }
 
+/// An exit and what was asked about it.
+struct Fake {
+    vmcb: Box<crate::svm::vmcb::Vmcb>,
+    gprs: Gprs,
+    question: Question,
+    long: bool,
+}
+
+impl Source for Fake {
+    fn control(&self) -> &Control {
+        &self.vmcb.control
+    }
+    fn gprs(&self) -> &Gprs {
+        &self.gprs
+    }
+    fn question(&mut self) -> &mut Question {
+        &mut self.question
+    }
+    fn extent(&mut self, _: u32) -> Extent {
+        Extent { next_rip: 0x4711, operand: Gpr::R9, long: self.long }
+    }
+    fn serve(&mut self, _: u32) -> Exit {
+        Exit::HostInterrupt
+    }
+}
+
+impl Owner<Self> for Fake {
+    type Outcome = Exit;
+    fn vcpu(&mut self) -> &mut Self {
+        self
+    }
+    fn answer(&mut self, exit: Exit) -> Exit {
+        exit
+    }
+}
+
 fn run(case: Case) -> (Exit, Question) {
     let mut vmcb = zeroed();
     vmcb.control.exit_code = case.code;
     vmcb.control.exit_info1 = case.info1;
     vmcb.control.exit_info2 = case.info2;
     vmcb.control.exit_int_info = case.int_info;
-    let mut question = Question::default();
-    let measure = |_| Extent { next_rip: 0x4711, operand: Gpr::R9, long: case.long };
-    let exit = decode(&vmcb.control, &gprs(), &mut question, measure, |_| Exit::HostInterrupt);
-    (exit, question)
+    let mut fake = Fake { vmcb, gprs: gprs(), question: Question::default(), long: case.long };
+    (decode(&mut fake), fake.question)
 }
 
 #[test]

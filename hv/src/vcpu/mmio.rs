@@ -6,7 +6,7 @@ use emul::{MAX_INSTRUCTION, Outcome};
 use x86defs::{Access, Gpa, Platform, Resume, Vcpu};
 
 impl<P: Platform> VirtCpu<P> {
-    pub(super) fn stage2_fault(&mut self, cx: &Context<'_, P>, gpa: Gpa, access: Access) -> Result<Resume, Stop> {
+    pub(super) fn stage2_fault(&mut self, cx: &Context<'_, P>, gpa: Gpa, access: Access) -> Result<(), Stop> {
         if access == Access::Execute {
             return Err(Stop::Crash(CrashReason::ExecuteOutsideRam(gpa)));
         }
@@ -14,7 +14,7 @@ impl<P: Platform> VirtCpu<P> {
     }
 
     /// Emulates the instruction at RIP.
-    pub(super) fn emulate(&mut self, cx: &Context<'_, P>) -> Result<Resume, Stop> {
+    pub(super) fn emulate(&mut self, cx: &Context<'_, P>) -> Result<(), Stop> {
         // The bytes are copied out because the emulator borrows the vCPU.
         let mut bytes = ArrayVec::<u8, MAX_INSTRUCTION>::new();
         for &byte in self.hw.instruction_bytes().iter().take(MAX_INSTRUCTION) {
@@ -35,6 +35,7 @@ impl<P: Platform> VirtCpu<P> {
                 return Err(Stop::Crash(reason));
             }
         };
-        self.check_board(cx, resume)
+        self.hw.complete(resume);
+        self.check_board(cx)
     }
 }
