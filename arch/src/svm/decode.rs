@@ -131,12 +131,12 @@ fn io<V: Source, O: Owner<V>>(owner: &mut O) -> O::Outcome {
     let info = vcpu.control().exit_info1;
     let next_rip = vcpu.control().exit_info2;
     let port = (info >> 16) as u16;
-    // SZ8, SZ16 and SZ32 are bits 4 to 6, one of them set.
-    let width = match info >> 4 & 7 {
-        1 => Width::Byte,
-        2 => Width::Word,
-        _ => Width::Dword,
+    // SZ8, SZ16 and SZ32 are bits 4 to 6, one of them set. A table, because it comes to one load.
+    const WIDTHS: [Width; 8] = {
+        use Width::{Byte, Dword, Word};
+        [Dword, Byte, Word, Dword, Dword, Dword, Dword, Dword]
     };
+    let width = WIDTHS[(info >> 4 & 7) as usize];
     let question = vcpu.question();
     question.next_rip = next_rip;
     question.width = width;

@@ -344,14 +344,6 @@ impl VmxVcpu {
         // VMREAD and VMWRITE of another vCPU's VMCS, or of none, would be a mistake of the caller's.
         debug_assert!(self.vmcs.is_active());
         match resume {
-            Resume::PortRead(value) => {
-                let mask = self.question.width.mask();
-                let rax = &mut self.frame_mut().gprs[Gpr::Rax];
-                // A 32-bit result clears the upper half; narrower ones leave the rest (SDM vol. 1, 3.4.1.1).
-                let kept = if mask == 0xffff_ffff { 0 } else { *rax & !mask };
-                *rax = kept | u64::from(value) & mask;
-                complete(self, Resume::Advance);
-            }
             Resume::Tsc(value) => {
                 if self.vmcs.read(ro::EXIT_REASON) as u32 == reason::RDTSCP {
                     let aux = self.lazy.tsc_aux().unwrap_or(0);

@@ -151,21 +151,30 @@ impl Board {
         CLAIMS.iter().any(|&(_, first, count)| (first..first + count).contains(&port)).then_some(port)
     }
 
-    /// IN. What nobody claims reads all ones.
-    pub fn port_read(&self, now: Time, port: u16, width: Width) -> u32 {
-        let Some((owner, offset)) = self.ports.find(port) else { return width.mask() as u32 };
+    /// IN at time `now`, which is asked for only if the device has a use for it. What nobody claims reads all ones.
+    #[inline(always)]
+    pub fn port_read(&self, now: impl FnOnce() -> Time, port: u16, width: Width) -> u32 {
+        match self.ports.find(port) {
+            Some((owner, offset)) => self.device_read(owner, now(), port, offset, width),
+            None => width.mask() as u32,
+        }
+    }
+
+    /// Each device's way is a function of its own, so that none pays for another's registers and stack.
+    #[inline(always)]
+    fn device_read(&self, owner: PortOwner, now: Time, port: u16, offset: u16, width: Width) -> u32 {
         match owner {
             PortOwner::Pic => self.router.pic_read(now, port, width),
-            PortOwner::Pit => self.pit.lock().port_read(now, offset, width),
-            PortOwner::Port61 => self.pit.lock().port_read(now, pit::PORT_61_OFFSET, width),
+            PortOwner::Pit => read(&self.pit, now, offset, width),
+            PortOwner::Port61 => read(&self.pit, now, pit::PORT_61_OFFSET, width),
             PortOwner::Rtc => self.timed_read(&self.rtc, now, offset, width),
             PortOwner::Uart => self.timed_read(&self.uart, now, offset, width),
-            PortOwner::Pci => self.pci.lock().port_read(now, offset, width),
+            PortOwner::Pci => read(&self.pci, now, offset, width),
             PortOwner::AcpiPm => self.timed_read(&self.pm, now, offset, width),
-            PortOwner::I8042Data => self.i8042.lock().port_read(now, i8042::DATA_OFFSET, width),
-            PortOwner::I8042Command => self.i8042.lock().port_read(now, i8042::COMMAND_OFFSET, width),
-            PortOwner::Port92 => self.port_92.lock().port_read(now, offset, width),
-            PortOwner::PostCode => self.post_code.lock().port_read(now, offset, width),
+            PortOwner::I8042Data => read(&self.i8042, now, i8042::DATA_OFFSET, width),
+            PortOwner::I8042Command => read(&self.i8042, now, i8042::COMMAND_OFFSET, width),
+            PortOwner::Port92 => read(&self.port_92, now, offset, width),
+            PortOwner::PostCode => read(&self.post_code, now, offset, width),
             PortOwner::DebugExit => width.mask() as u32,
         }
     }
@@ -208,6 +217,7 @@ impl Board {
     }
 
     /// A read that may move the device's deadline.
+    #[inline(never)]
     fn timed_read<D: PortDevice + TimedDevice>(&self, device: &Mutex<D>, now: Time, offset: u16, width: Width) -> u32 {
         let mut device = device.lock();
         let before = device.deadline();
@@ -306,6 +316,12 @@ impl Board {
         self.timers_changed.store(true, Ordering::Release);
     }
 
+    /// True if a device access has left nothing to be seen to: no changed deadline, nobody to wake, no event.
+    #[inline(always)]
+    pub fn is_quiet(&self) -> bool {
+        !self.timers_changed.load(Ordering::Relaxed) && !self.has_events() && !self.router.has_woken()
+    }
+
     /// True once after a deadline may have changed.
     #[inline]
     pub fn take_timers_changed(&self) -> bool {
@@ -368,6 +384,11 @@ impl Board {
         self.uart.lock().receive(now, byte);
         self.timers_changed();
     }
+}
+
+#[inline(never)]
+fn read<D: PortDevice>(device: &Mutex<D>, now: Time, offset: u16, width: Width) -> u32 {
+    device.lock().port_read(now, offset, width)
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ impl<P: Platform> VirtCpu<P> {
             Effect::Timer => cx.arm(self.apic.deadline()),
             effect => {
                 self.vm.board.lapic_effect(self.id, effect);
-                self.after_device_access(cx);
+                self.wake_others(cx);
             }
         }
     }

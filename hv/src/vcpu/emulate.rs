@@ -145,7 +145,7 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
     }
 
     fn port_in(&mut self, port: u16, width: Width) -> Result<u32, Stop> {
-        Ok(self.vm.board.port_read(self.now, port, width))
+        Ok(self.vm.board.port_read(|| self.now, port, width))
     }
 
     fn port_out(&mut self, port: u16, width: Width, value: u32) -> Result<(), Stop> {

@@ -24,7 +24,6 @@ impl<P: Platform> VirtCpu<P> {
         let mut cpu = Emulation { hw: &mut self.hw, vm: &self.vm, vcpu_id: self.id, now, error: None };
         let outcome = emul::emulate(&mut cpu, &bytes);
         let error = cpu.error;
-        self.after_device_access(cx);
         let resume = match outcome {
             Outcome::Done { rip, rflags } => Resume::Emulated { rip, rflags },
             Outcome::Partial => Resume::Retry,
@@ -36,6 +35,6 @@ impl<P: Platform> VirtCpu<P> {
             }
         };
         self.hw.complete(resume);
-        self.check_board(cx)
+        self.after_device_access(cx)
     }
 }

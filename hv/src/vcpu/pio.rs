@@ -4,18 +4,17 @@ use super::{Context, Stop, VirtCpu};
 use x86defs::{Platform, Resume, Vcpu, Width};
 
 impl<P: Platform> VirtCpu<P> {
-    #[inline]
-    pub(super) fn port_read(&mut self, cx: &Context<'_, P>, port: u16, width: Width) {
-        let value = self.vm.board.port_read(cx.clock.now(cx.platform), port, width);
-        self.after_device_access(cx);
+    #[inline(always)]
+    pub(super) fn port_read(&mut self, cx: &Context<'_, P>, port: u16, width: Width) -> Result<(), Stop> {
+        let value = self.vm.board.port_read(|| cx.clock.now(cx.platform), port, width);
         self.hw.complete(Resume::PortRead(value));
+        self.after_device_access(cx)
     }
 
     #[inline]
     pub(super) fn port_write(&mut self, cx: &Context<'_, P>, port: u16, width: Width, value: u32) -> Result<(), Stop> {
         self.vm.board.port_write(cx.clock.now(cx.platform), port, width, value);
-        self.after_device_access(cx);
         self.hw.complete(Resume::Advance);
-        self.check_board(cx)
+        self.after_device_access(cx)
     }
 }

@@ -66,7 +66,7 @@ impl<P: Platform> VirtCpu<P> {
     #[inline(always)]
     fn answer(&mut self, cx: &Context<'_, P>, exit: Exit) -> Result<(), Stop> {
         match exit {
-            Exit::PortRead { port, width } => self.port_read(cx, port, width),
+            Exit::PortRead { port, width } => return self.port_read(cx, port, width),
             Exit::PortWrite { port, width, value } => return self.port_write(cx, port, width, value),
             Exit::PortString { .. } => return self.emulate(cx),
             Exit::Stage2Fault { gpa, access } => return self.stage2_fault(cx, gpa, access),
@@ -269,27 +269,34 @@ impl<P: Platform> VirtCpu<P> {
         self.hw.complete(Resume::Hypercall(ENOSYS));
     }
 
-    /// Looks at what a device access did besides: re-arms the timer, and wakes other vCPUs.
-    #[inline]
-    pub(super) fn after_device_access(&self, cx: &Context<'_, P>) {
-        if self.vm.board.take_timers_changed() {
-            self.vm.set_home(cx.cpu);
-            cx.arm(self.vm.board.deadline());
-            cx.arm(self.apic.deadline());
-        }
-        let woken = self.vm.board.router.take_woken();
-        if !woken.is_empty() {
-            (cx.wake)(&self.vm, woken);
-        }
+    /// Looks at what a device access did besides. `Err` if the guest has just reset itself, switched itself off or left through the debug port.
+    #[inline(always)]
+    pub(super) fn after_device_access(&self, cx: &Context<'_, P>) -> Result<(), Stop> {
+        if self.vm.board.is_quiet() { Ok(()) } else { self.settle(cx) }
     }
 
-    /// `Err` if the guest has just reset itself, switched itself off or left through the debug port; serial output is passed on.
-    #[inline]
-    pub(super) fn check_board(&mut self, cx: &Context<'_, P>) -> Result<(), Stop> {
-        if !self.vm.board.has_events() {
+    /// Re-arms the timer, wakes other vCPUs, passes serial output on.
+    #[inline(never)]
+    fn settle(&self, cx: &Context<'_, P>) -> Result<(), Stop> {
+        let board = &self.vm.board;
+        if board.take_timers_changed() {
+            self.vm.set_home(cx.cpu);
+            cx.arm(board.deadline());
+            cx.arm(self.apic.deadline());
+        }
+        self.wake_others(cx);
+        if !board.has_events() {
             return Ok(());
         }
         self.vm.pump_output(cx.platform);
-        self.vm.board.take_end().map_or(Ok(()), |end| Err(Stop::End(end)))
+        board.take_end().map_or(Ok(()), |end| Err(Stop::End(end)))
+    }
+
+    /// Tells the vCPUs for which something has come.
+    #[inline(always)]
+    pub(super) fn wake_others(&self, cx: &Context<'_, P>) {
+        if self.vm.board.router.has_woken() {
+            (cx.wake)(&self.vm, self.vm.board.router.take_woken());
+        }
     }
 }
