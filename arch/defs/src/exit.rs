@@ -109,6 +109,10 @@ pub enum Exit {
         gpa: Gpa,
         access: Access,
     },
+    /// The guest's own page table at `gpa` is where stage 2 maps nothing. Answered as [`Exit::Stage2Fault`].
+    TableFault {
+        gpa: Gpa,
+    },
     /// Answer: [`Resume::Cpuid`].
     Cpuid {
         leaf: u32,

@@ -171,6 +171,20 @@ pub trait Cpu {
     /// Sets accessed and dirty bits. [`Access::Write`] is also asked for when the instruction reads first and writes then.
     fn translate(&mut self, gva: Gva, access: Access, privilege: Privilege) -> Result<Gpa, Stop>;
 
+    /// The 15 bytes at RIP (and one that is not looked at), if they can be had without ado: all in one page of RAM that may be
+    /// executed. Spares what [`Cpu::translate`] and [`Cpu::fetch`] do for one that has something special about it.
+    #[inline]
+    fn instruction(&mut self) -> Option<[u8; 16]> {
+        None
+    }
+
+    /// What the exit was about, if it was one access to device memory: an instruction with a single memory operand must mean this
+    /// address. Spares the translation of the operand, which the CPU has made already.
+    #[inline]
+    fn operand(&self) -> Option<Gpa> {
+        None
+    }
+
     /// Copies instruction bytes out of RAM. Never crosses a page, never touches a device: if `gpa` is not RAM, abort.
     fn fetch(&mut self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Stop>;
 
@@ -236,24 +250,31 @@ pub fn init() {
 /// `bytes` are the instruction's first bytes as far as the caller knows them (decode assists), possibly none. If they do not
 /// hold a whole instruction, the rest is fetched through [`Cpu::translate`] and [`Cpu::fetch`], and a #PF or #GP met there is
 /// the outcome; a second page is touched only if the instruction really reaches into it.
+#[inline]
 pub fn emulate<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Outcome {
     let mode = cpu.mode();
-    if let Some(known) = bytes.first_chunk()
-        && let Some(outcome) = fast::run(cpu, mode, known, MAX_INSTRUCTION)
+    let known = match bytes.first_chunk::<MAX_INSTRUCTION>() {
+        Some(all) => Some(*all),
+        None if bytes.is_empty() => cpu.instruction().and_then(|block| block.first_chunk().copied()),
+        None => None,
+    };
+    if let Some(known) = &known
+        && let Some(outcome) = fast::run(cpu, mode, known)
     {
         return outcome;
     }
+    with_ado(cpu, mode, known.as_ref().map_or(bytes, |known| known.as_slice()))
+}
+
+/// Everything but plain accesses by instructions of which all bytes are known.
+#[inline(never)]
+fn with_ado<C: Cpu>(cpu: &mut C, mode: (Mode, u32), bytes: &[u8]) -> Outcome {
     let mut machine = Machine::new(cpu, mode);
     let mut code = Code::new(bytes);
     if bytes.is_empty()
         && let Err(halt) = code.extend(&mut machine)
     {
         return outcome(&machine, &code, Err(halt));
-    }
-    if bytes.len() < MAX_INSTRUCTION
-        && let Some(outcome) = fast::run(machine.cpu, mode, code.padded(), code.as_slice().len())
-    {
-        return outcome;
     }
     general(&mut machine, &mut code)
 }

@@ -266,6 +266,8 @@ pub struct GuestRam<B: Backing = Frames> {
     ranges: Vec<RamRange>,
     /// Ascending and disjoint.
     chunks: Vec<Chunk>,
+    /// A copy of the largest one: most page tables and most code are there.
+    largest: Chunk,
     table: Option<Stage2<B>>,
     backing: B,
 }
@@ -295,9 +297,18 @@ impl<B: Backing> GuestRam<B> {
             return Err(short(&backing));
         }
         let table = Stage2::new(format, backing.clone(), largest).ok_or_else(|| short(&backing))?;
-        let mut ram = Self { ranges: ranges.to_vec(), chunks: Vec::new(), table: Some(table), backing };
+        let mut ram = Self {
+            ranges: ranges.to_vec(),
+            chunks: Vec::new(),
+            largest: Chunk { gpa: Gpa(0), size: 0, hpa: Hpa(0) },
+            table: Some(table),
+            backing,
+        };
         for range in ranges {
             ram.populate(range, largest).map_err(|()| short(&ram.backing))?;
+        }
+        if let Some(largest) = ram.chunks.iter().max_by_key(|c| c.size) {
+            ram.largest = *largest;
         }
         Ok(ram)
     }
@@ -352,10 +363,17 @@ impl<B: Backing> GuestRam<B> {
     }
 
     /// The chunk that holds `gpa`.
-    #[inline]
     fn chunk(&self, gpa: Gpa) -> Option<&Chunk> {
         let after = self.chunks.partition_point(|c| c.gpa <= gpa);
         self.chunks.get(after.wrapping_sub(1)).filter(|c| gpa.0 - c.gpa.0 < c.size)
+    }
+
+    /// Where the host sees the `len` bytes at `gpa`; `None` if they are not in one chunk.
+    #[inline(always)]
+    fn place(&self, gpa: Gpa, len: u64) -> Option<*const u8> {
+        let chunk = if gpa.0.wrapping_sub(self.largest.gpa.0) < self.largest.size { &self.largest } else { self.chunk(gpa)? };
+        let offset = gpa.0 - chunk.gpa.0;
+        (len <= chunk.size - offset).then(|| self.backing.to_virt(Hpa(chunk.hpa.0 + offset)).cast_const())
     }
 
     /// Calls `f` with (host address, offset, length) for each contiguous piece of `[gpa, gpa + len)`, once all of it is known to be RAM.
@@ -430,6 +448,24 @@ impl<B: Backing> GuestMemory for GuestRam<B> {
     fn ranges(&self) -> &[RamRange] {
         &self.ranges
     }
+
+    #[inline(always)]
+    fn read_entry(&self, gpa: Gpa) -> Option<u64> {
+        let from = self.place(gpa, 8)?.cast::<u64>();
+        // SAFETY: eight bytes of this guest's RAM; an address that is not aligned is read in one instruction, too.
+        Some(unsafe { load(from) })
+    }
+
+    #[inline(always)]
+    fn read_block(&self, gpa: Gpa) -> Option<[u8; 16]> {
+        let from = self.place(gpa, 16)?.cast::<u64>();
+        // SAFETY: sixteen bytes of this guest's RAM.
+        let halves = unsafe { [load(from), load(from.add(1))] };
+        let mut block = [0; 16];
+        block[..8].copy_from_slice(&halves[0].to_le_bytes());
+        block[8..].copy_from_slice(&halves[1].to_le_bytes());
+        Some(block)
+    }
 }
 
 impl<B: Backing> Drop for GuestRam<B> {
@@ -447,6 +483,18 @@ impl<B: Backing> Drop for GuestRam<B> {
 
 // Guest memory changes under us, so every access is volatile or assembly: the compiler must neither assume that two reads agree nor read twice.
 // Aligned accesses of 1, 2, 4 and 8 bytes are one instruction, hence single-copy atomic (SDM vol. 3A, 10.1.1).
+
+/// Reads eight bytes of guest memory at any address, in one instruction.
+///
+/// # Safety
+/// `from` is valid for eight bytes.
+#[inline(always)]
+unsafe fn load(from: *const u64) -> u64 {
+    let value;
+    // SAFETY: the caller's.
+    unsafe { asm!("mov {}, [{}]", out(reg) value, in(reg) from, options(nostack, preserves_flags, readonly)) };
+    value
+}
 
 /// Copies `n` bytes out of guest memory.
 ///

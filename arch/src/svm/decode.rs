@@ -54,8 +54,11 @@ pub fn decode<V: Source, O: Owner<V>>(owner: &mut O) -> O::Outcome {
         }
         exit_code::NPF => {
             let control = vcpu.control();
-            let (gpa, access) = (Gpa(control.exit_info2), npf_access(control.exit_info1));
-            owner.answer(Exit::Stage2Fault { gpa, access })
+            let (gpa, info) = (Gpa(control.exit_info2), control.exit_info1);
+            if info & NPF_TABLE != 0 {
+                return tell(owner, Exit::TableFault { gpa });
+            }
+            owner.answer(Exit::Stage2Fault { gpa, access: npf_access(info) })
         }
         exit_code::HLT => {
             measure_at(vcpu, code);
@@ -149,6 +152,9 @@ fn io<V: Source, O: Owner<V>>(owner: &mut O) -> O::Outcome {
         owner.answer(Exit::PortWrite { port, width, value })
     }
 }
+
+/// Of the error code of a nested page fault (15.25.6): it came while the guest's own tables were walked.
+const NPF_TABLE: u64 = 1 << 33;
 
 /// The error code of a nested page fault (15.25.6).
 const fn npf_access(info: u64) -> Access {

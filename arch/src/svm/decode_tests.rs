@@ -127,6 +127,7 @@ fn faults_and_the_rest() {
     for (code, info1, info2, int_info, expected) in [
         (0x400, 0x1_0000_0004, gpa.0, 0, Exit::Stage2Fault { gpa, access: Access::Read }),
         (0x400, 0x1_0000_0006, gpa.0, 0, Exit::Stage2Fault { gpa, access: Access::Write }),
+        (0x400, 0x2_0000_0006, gpa.0, 0, Exit::TableFault { gpa }),
         (0x400, 0x1_0000_0014, gpa.0, 0, Exit::Stage2Fault { gpa, access: Access::Execute }),
         (0x41, 0, 0, 0, Exit::Exception(Exception::DB)),
         (0x51, 0, 0, 0, Exit::Exception(Exception::ac())),

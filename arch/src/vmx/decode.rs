@@ -48,8 +48,11 @@ pub fn decode<F: Fields, O: Owner<F>>(raw: u32, owner: &mut O) -> O::Outcome {
         reason::EPT_VIOLATION => {
             f.serve(reason::EPT_VIOLATION);
             let gpa = Gpa(f.field(ro::GUEST_PHYSICAL_ADDR_FULL));
-            let access = ept_access(f.field(ro::EXIT_QUALIFICATION));
-            owner.answer(Exit::Stage2Fault { gpa, access })
+            let qualification = f.field(ro::EXIT_QUALIFICATION);
+            if qualification & (EPT_LINEAR | EPT_FINAL) == EPT_LINEAR {
+                return tell(owner, Exit::TableFault { gpa });
+            }
+            owner.answer(Exit::Stage2Fault { gpa, access: ept_access(qualification) })
         }
         reason::HLT => owner.answer(Exit::Hlt),
         reason::VMCALL => owner.answer(Exit::Hypercall),
@@ -162,6 +165,10 @@ const fn io_width(qualification: u64) -> Width {
     };
     WIDTHS[(qualification & 7) as usize]
 }
+
+/// Of an EPT violation's exit qualification: there is a linear address, and the access was to what it translates to, not to a table on the way.
+const EPT_LINEAR: u64 = 1 << 7;
+const EPT_FINAL: u64 = 1 << 8;
 
 /// Exit qualification (29.2.1): bit 0 read, 1 write, 2 fetch. A read-modify-write sets both of the first two, and needs the right to write.
 const fn ept_access(qualification: u64) -> Access {
@@ -337,6 +344,7 @@ mod tests {
             (48, &[(GPA, 0xfee0_0300), (Q, 0x182)], fault(0xfee0_0300, Access::Write)),
             (48, &[(GPA, 0xfee0_0300), (Q, 0x183)], fault(0xfee0_0300, Access::Write)),
             (48, &[(GPA, 0xfec0_0000), (Q, 0x181)], fault(0xfec0_0000, Access::Read)),
+            (48, &[(GPA, 0xfec0_0000), (Q, 0x81)], Exit::TableFault { gpa: Gpa(0xfec0_0000) }),
             (48, &[(GPA, 0xa_0000), (Q, 0x184)], fault(0xa_0000, Access::Execute)),
             (49, &[(GPA, 0x1234_5000)], unknown(49, 0x1234_5000)),
             (0, &[(INFO, 0x8000_0301)], raised(1, None, None)),

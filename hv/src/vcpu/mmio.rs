@@ -10,31 +10,28 @@ impl<P: Platform> VirtCpu<P> {
         if access == Access::Execute {
             return Err(Stop::Crash(CrashReason::ExecuteOutsideRam(gpa)));
         }
-        self.emulate(cx)
+        self.emulate(cx, Some(gpa))
     }
 
-    /// Emulates the instruction at RIP.
-    pub(super) fn emulate(&mut self, cx: &Context<'_, P>) -> Result<(), Stop> {
+    /// Emulates the instruction at RIP. `operand` is the access to device memory that the exit was about, if it was one.
+    #[inline(never)]
+    pub(super) fn emulate(&mut self, cx: &Context<'_, P>, operand: Option<Gpa>) -> Result<(), Stop> {
         // The bytes are copied out because the emulator borrows the vCPU.
         let mut bytes = ArrayVec::<u8, MAX_INSTRUCTION>::new();
-        for &byte in self.hw.instruction_bytes().iter().take(MAX_INSTRUCTION) {
-            bytes.push(byte);
-        }
-        let now = cx.clock.now(cx.platform);
-        let mut cpu = Emulation { hw: &mut self.hw, vm: &self.vm, vcpu_id: self.id, now, error: None };
+        let _ = bytes.try_extend_from_slice(self.hw.instruction_bytes());
+        let mut cpu = Emulation { hw: &mut self.hw, vm: &self.vm, vcpu_id: self.id, cx, operand, error: None };
         let outcome = emul::emulate(&mut cpu, &bytes);
         let error = cpu.error;
-        let resume = match outcome {
-            Outcome::Done { rip, rflags } => Resume::Emulated { rip, rflags },
-            Outcome::Partial => Resume::Retry,
-            Outcome::Fault(exception) => Resume::Fault(exception),
+        match outcome {
+            Outcome::Done { rip, rflags } => self.hw.complete(Resume::Emulated { rip, rflags }),
+            Outcome::Partial => {}
+            Outcome::Fault(exception) => self.fault(exception),
             Outcome::Unsupported(bytes) => return Err(Stop::Crash(CrashReason::Unemulated { rip: self.hw.rip(), bytes })),
             Outcome::Abort => {
                 let reason = error.map_or(CrashReason::TripleFault, CrashReason::Emulation);
                 return Err(Stop::Crash(reason));
             }
-        };
-        self.hw.complete(resume);
+        }
         self.after_device_access(cx)
     }
 }

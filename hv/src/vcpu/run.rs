@@ -68,7 +68,7 @@ impl<P: Platform> VirtCpu<P> {
         match exit {
             Exit::PortRead { port, width } => return self.port_read(cx, port, width),
             Exit::PortWrite { port, width, value } => return self.port_write(cx, port, width, value),
-            Exit::PortString { .. } => return self.emulate(cx),
+            Exit::PortString { .. } | Exit::TableFault { .. } => return self.emulate(cx, None),
             Exit::Stage2Fault { gpa, access } => return self.stage2_fault(cx, gpa, access),
             Exit::Cpuid { leaf, subleaf } => self.cpuid(leaf, subleaf),
             Exit::MsrRead { index } => self.msr_read(cx, index),
