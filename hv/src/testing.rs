@@ -173,6 +173,9 @@ impl Vcpu for FakeVcpu {
     fn cpl(&self) -> u8 {
         self.state.ss.attributes.dpl()
     }
+    fn in_64_bit_mode(&self) -> bool {
+        self.state.efer & Efer::LMA.bits() != 0 && self.state.cs.attributes.long()
+    }
     fn paging(&self) -> PagingContext {
         PagingContext {
             cr0: self.state.cr0,

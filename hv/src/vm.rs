@@ -19,7 +19,7 @@ use core::{
 };
 use devices::lapic::LocalApic;
 use spin::Mutex;
-use x86defs::{Gpa, GuestMemoryExt, Platform, Time, Vcpu, VcpuConfig, Width};
+use x86defs::{GuestMemoryExt, Platform, Time, Vcpu, VcpuConfig, Width};
 
 /// How a guest ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -323,16 +323,6 @@ impl<P: Platform> Vm<P> {
     /// A vCPU has been dropped. True if it was the last.
     pub(crate) fn vcpu_gone(&self) -> bool {
         self.vcpus_left.fetch_sub(1, Ordering::AcqRel) == 1
-    }
-
-    /// Device memory, as vCPU `vcpu` reads it. What nobody claims reads all ones.
-    pub fn mmio_read(&self, vcpu: u32, now: Time, gpa: Gpa, width: Width) -> u64 {
-        self.board.mmio_read(vcpu, now, gpa, width)
-    }
-
-    /// Device memory, as vCPU `vcpu` writes it. What nobody claims is dropped.
-    pub fn mmio_write(&self, vcpu: u32, now: Time, gpa: Gpa, width: Width, value: u64) {
-        self.board.mmio_write(vcpu, now, gpa, width, value);
     }
 
     /// Passes the serial port's output on to the console, as far as that has room.

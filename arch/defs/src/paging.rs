@@ -60,13 +60,26 @@ impl PagingContext {
 
 /// [`translate`] where nothing is out of the ordinary, which is nearly always: 4-level paging, and entries that are present, marked as
 /// accessed (and dirty), and not only for the other privilege level. `None` otherwise, with nothing touched.
-#[inline]
+#[must_use]
 pub fn translate_quickly<M: GuestMemory + ?Sized>(
     memory: &M,
     ctx: &PagingContext,
     gva: Gva,
     access: Access,
     implicit_supervisor: bool,
+) -> Option<Gpa> {
+    walk_quickly(memory, ctx, gva, access, implicit_supervisor, |_, _| {})
+}
+
+/// [`translate_quickly`], which tells `visit` the entries on the way and what they hold.
+#[inline(always)]
+fn walk_quickly<M: GuestMemory + ?Sized>(
+    memory: &M,
+    ctx: &PagingContext,
+    gva: Gva,
+    access: Access,
+    implicit_supervisor: bool,
+    mut visit: impl FnMut(Gpa, u64),
 ) -> Option<Gpa> {
     const LONG: u64 = Efer::LMA.bits();
     if ctx.efer & LONG == 0 || ctx.cr4 & Cr4::LA57.bits() != 0 || ((gva.0 << 16) as i64 >> 16) as u64 != gva.0 {
@@ -75,7 +88,9 @@ pub fn translate_quickly<M: GuestMemory + ?Sized>(
     let mut table = ctx.cr3 & ADDR;
     let (mut all, mut any, mut shift) = (u64::MAX, 0, 39);
     let (entry, frame) = loop {
-        let entry = memory.read_entry(Gpa(table | gva.0 >> (shift - 3) & 0xff8))?;
+        let at = Gpa(table | gva.0 >> (shift - 3) & 0xff8);
+        let entry = memory.read_entry(at)?;
+        visit(at, entry);
         all &= entry;
         any |= entry;
         table = entry & ADDR;
@@ -109,6 +124,64 @@ pub fn translate_quickly<M: GuestMemory + ?Sized>(
         return None;
     }
     Some(Gpa(frame | gva.0 & ((1 << shift) - 1)))
+}
+
+/// The last page that code was fetched from, for whoever emulates the same few instructions again and again.
+///
+/// Not a TLB: every look-up reads the table entries again, and counts only if they are what they were. It spares finding them and judging
+/// what they say, and nothing that the guest does to its tables goes unnoticed.
+#[derive(Clone, Debug)]
+pub struct FetchCache {
+    /// What the walk depended on besides memory: CR3, CR4, EFER, and whether it was user mode.
+    context: (u64, u64, u64, bool),
+    /// Linear address of the page.
+    page: u64,
+    /// Entries and what they held; the last ones again if there were fewer.
+    entries: [(Gpa, u64); 4],
+    frame: u64,
+}
+
+impl FetchCache {
+    /// Knows nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        // No page has an odd address.
+        Self { context: (0, 0, 0, false), page: 1, entries: [(Gpa(0), 0); 4], frame: 0 }
+    }
+
+    /// What [`translate_quickly`] gives for the fetch of code at `gva`.
+    #[inline(always)]
+    pub fn translate<M: GuestMemory + ?Sized>(&mut self, memory: &M, ctx: &PagingContext, gva: Gva) -> Option<Gpa> {
+        let context = (ctx.cr3, ctx.cr4, ctx.efer, ctx.cpl == 3);
+        let (page, offset) = (gva.0 & !0xfff, gva.0 & 0xfff);
+        let same = |entry: &(Gpa, u64)| memory.read_entry(entry.0) == Some(entry.1);
+        let [a, b, c, d] = &self.entries;
+        if self.page == page && self.context == context && same(a) && same(b) && same(c) && same(d) {
+            return Some(Gpa(self.frame | offset));
+        }
+        self.walk(memory, ctx, gva)
+    }
+
+    #[inline(never)]
+    fn walk<M: GuestMemory + ?Sized>(&mut self, memory: &M, ctx: &PagingContext, gva: Gva) -> Option<Gpa> {
+        let mut entries = [(Gpa(0), 0); 4];
+        let mut level = 0;
+        let gpa = walk_quickly(memory, ctx, gva, Access::Execute, false, |at, held| {
+            for slot in entries.iter_mut().skip(level) {
+                *slot = (at, held);
+            }
+            level += 1;
+        })?;
+        let context = (ctx.cr3, ctx.cr4, ctx.efer, ctx.cpl == 3);
+        *self = Self { context, page: gva.0 & !0xfff, entries, frame: gpa.0 & !0xfff };
+        Some(gpa)
+    }
+}
+
+impl Default for FetchCache {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Translates `gva` for an access of the given kind, checking rights as the CPU would and setting accessed/dirty bits.
@@ -389,7 +462,8 @@ mod tests {
             state ^= state << 17;
             state
         };
-        let (mut quick, mut refused) = (0, 0);
+        let (mut quick, mut refused, mut hits) = (0, 0, 0);
+        let mut cache = FetchCache::new();
         for _ in 0..200_000 {
             let ram = Ram::new(0x10000);
             let r = random();
@@ -414,6 +488,10 @@ mod tests {
                 ..long_mode(if r >> 45 & 1 != 0 { 3 } else { 0 })
             };
             let access = [Access::Read, Access::Write, Access::Execute][(r >> 46) as usize % 3];
+            // Whatever was there before.
+            let fetched = cache.translate(&ram, &ctx, gva);
+            assert_eq!(fetched, translate_quickly(&ram, &ctx, gva, Access::Execute, false));
+            hits += u32::from(fetched.is_some());
             let implicit = r >> 50 & 3 == 0;
             match translate_quickly(&ram, &ctx, gva, access, implicit) {
                 Some(gpa) => {
@@ -423,6 +501,6 @@ mod tests {
                 None => refused += 1,
             }
         }
-        assert!(quick > 20_000 && refused > 20_000, "{quick} quick, {refused} refused");
+        assert!(quick > 20_000 && refused > 20_000 && hits > 10_000, "{quick} quick, {refused} refused, {hits} fetches");
     }
 }

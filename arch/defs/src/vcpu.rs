@@ -134,6 +134,8 @@ pub trait Vcpu: Send {
     fn set_ymm(&mut self, index: u8, value: [u128; 2]);
     /// Current privilege level, 0..=3.
     fn cpl(&self) -> u8;
+    /// True if the guest executes 64-bit code.
+    fn in_64_bit_mode(&self) -> bool;
     /// What the guest's own paging depends on.
     fn paging(&self) -> PagingContext;
     /// Bytes of the exiting instruction, as far as the CPU supplied them (SVM decode assists); empty if it did not.

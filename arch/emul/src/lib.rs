@@ -216,15 +216,23 @@ pub trait Cpu {
     /// Writes YMM register `index` and clears the bits above 255 (VEX). Called only after `vector` has answered.
     fn set_ymm(&mut self, index: u8, value: [u128; 2]);
 
-    /// The mode and the code segment's default operand and address size in bits. Derived from the registers; override it if
-    /// there is a cheaper way to know.
+    /// The mode and the code segment's default operand and address size in bits.
     #[inline]
     fn mode(&self) -> (Mode, u32) {
+        if self.in_64_bit_mode() { (Mode::Long, 64) } else { self.legacy_mode() }
+    }
+
+    /// True if the processor executes 64-bit code. Derived from the registers; override it if there is a cheaper way to know.
+    #[inline]
+    fn in_64_bit_mode(&self) -> bool {
+        self.efer() & Efer::LMA.bits() != 0 && self.segment(SegmentRegister::Cs).attributes.long()
+    }
+
+    /// [`Cpu::mode`] of all but 64-bit code.
+    #[doc(hidden)]
+    fn legacy_mode(&self) -> (Mode, u32) {
         let cs = self.segment(SegmentRegister::Cs).attributes;
         let long_mode = self.efer() & Efer::LMA.bits() != 0;
-        if long_mode && cs.long() {
-            return (Mode::Long, 64);
-        }
         let size = if cs.big() { 32 } else { 16 };
         if self.cr0() & Cr0::PE.bits() == 0 {
             // CS keeps its D bit between clearing PE and the far jump that follows.
@@ -250,25 +258,27 @@ pub fn init() {
 /// `bytes` are the instruction's first bytes as far as the caller knows them (decode assists), possibly none. If they do not
 /// hold a whole instruction, the rest is fetched through [`Cpu::translate`] and [`Cpu::fetch`], and a #PF or #GP met there is
 /// the outcome; a second page is touched only if the instruction really reaches into it.
-#[inline]
 pub fn emulate<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Outcome {
-    let mode = cpu.mode();
-    let known = match bytes.first_chunk::<MAX_INSTRUCTION>() {
-        Some(all) => Some(*all),
-        None if bytes.is_empty() => cpu.instruction().and_then(|block| block.first_chunk().copied()),
-        None => None,
-    };
-    if let Some(known) = &known
-        && let Some(outcome) = fast::run(cpu, mode, known)
-    {
-        return outcome;
-    }
-    with_ado(cpu, mode, known.as_ref().map_or(bytes, |known| known.as_slice()))
+    plain_access(cpu, bytes).unwrap_or_else(|| with_ado(cpu, bytes))
 }
 
-/// Everything but plain accesses by instructions of which all bytes are known.
+/// The part of [`emulate`] for what drivers do nearly always: an instruction that makes one plain access, and whose bytes are all known or
+/// easily had. `None` with nothing touched if it is not one; [`with_ado`] knows what to do then.
+#[inline(always)]
+pub fn plain_access<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Option<Outcome> {
+    let mode = cpu.mode();
+    let known = match bytes.first_chunk() {
+        Some(all) => *all,
+        None if bytes.is_empty() => *cpu.instruction()?.first_chunk()?,
+        None => return None,
+    };
+    fast::run(cpu, mode, &known)
+}
+
+/// The rest of [`emulate`], which knows every instruction.
 #[inline(never)]
-fn with_ado<C: Cpu>(cpu: &mut C, mode: (Mode, u32), bytes: &[u8]) -> Outcome {
+pub fn with_ado<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Outcome {
+    let mode = cpu.mode();
     let mut machine = Machine::new(cpu, mode);
     let mut code = Code::new(bytes);
     if bytes.is_empty()

@@ -331,6 +331,19 @@ impl<B: Backing> GuestRam<B> {
 
     /// A piece of host memory for up to `left` bytes of guest RAM at `gpa`, as long and as well aligned as can be had.
     fn allocate(&self, gpa: Gpa, left: u64, largest: PageSize) -> Option<Chunk> {
+        // All in one piece, if there is one that lies to large pages as the guest's addresses do.
+        let whole =
+            [PageSize::Size1G, PageSize::Size2M].into_iter().filter(|p| *p <= largest && left >= p.bytes()).find_map(|page| {
+                let before = gpa.0 % page.bytes();
+                let start = self.backing.allocate_block((before + left) / PAGE_SIZE, page.bytes() / PAGE_SIZE)?;
+                if before != 0 {
+                    self.backing.free_block(start, before / PAGE_SIZE);
+                }
+                Some(Chunk { gpa, size: left, hpa: Hpa(start.0 + before) })
+            });
+        if whole.is_some() {
+            return whole;
+        }
         [PageSize::Size1G, PageSize::Size2M, PageSize::Size4K].into_iter().filter(|p| *p <= largest).find_map(|page| {
             let unit = page.bytes();
             if !gpa.is_aligned(unit) || left < unit {
@@ -373,7 +386,7 @@ impl<B: Backing> GuestRam<B> {
     fn place(&self, gpa: Gpa, len: u64) -> Option<*const u8> {
         let chunk = if gpa.0.wrapping_sub(self.largest.gpa.0) < self.largest.size { &self.largest } else { self.chunk(gpa)? };
         let offset = gpa.0 - chunk.gpa.0;
-        (len <= chunk.size - offset).then(|| self.backing.to_virt(Hpa(chunk.hpa.0 + offset)).cast_const())
+        (len == 1 || len <= chunk.size - offset).then(|| self.backing.to_virt(Hpa(chunk.hpa.0 + offset)).cast_const())
     }
 
     /// Calls `f` with (host address, offset, length) for each contiguous piece of `[gpa, gpa + len)`, once all of it is known to be RAM.
@@ -451,8 +464,9 @@ impl<B: Backing> GuestMemory for GuestRam<B> {
 
     #[inline(always)]
     fn read_entry(&self, gpa: Gpa) -> Option<u64> {
-        let from = self.place(gpa, 8)?.cast::<u64>();
-        // SAFETY: eight bytes of this guest's RAM; an address that is not aligned is read in one instruction, too.
+        // Chunks are whole pages, so where an aligned entry begins, there is all of it.
+        let from = self.place(Gpa(gpa.0 & !7), 1)?.cast::<u64>();
+        // SAFETY: eight bytes of this guest's RAM.
         Some(unsafe { load(from) })
     }
 

@@ -79,6 +79,11 @@ impl Vcpu for SvmVcpu {
     fn cpl(&self) -> u8 {
         length::cpl(&self.vmcb.save)
     }
+    #[inline]
+    fn in_64_bit_mode(&self) -> bool {
+        length::long_code(&self.vmcb.save)
+    }
+    #[inline]
     fn paging(&self) -> PagingContext {
         length::paging_context(&self.vmcb.save)
     }

@@ -69,6 +69,11 @@ impl Vcpu for VmxVcpu {
     fn cpl(&self) -> u8 {
         self.read_cpl()
     }
+    #[inline]
+    fn in_64_bit_mode(&self) -> bool {
+        self.in_long_code()
+    }
+    #[inline]
     fn paging(&self) -> PagingContext {
         self.read_paging()
     }

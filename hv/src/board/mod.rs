@@ -22,7 +22,7 @@ use devices::{
 };
 pub use ports::{Overlap, PortMap};
 use spin::Mutex;
-use x86defs::{Gpa, Time, Width};
+use x86defs::{Gpa, Time, TimeSource, Width};
 
 /// Who answers a port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -151,11 +151,11 @@ impl Board {
         CLAIMS.iter().any(|&(_, first, count)| (first..first + count).contains(&port)).then_some(port)
     }
 
-    /// IN at time `now`, which is asked for only if the device has a use for it. What nobody claims reads all ones.
+    /// IN. `clock` is asked only if the device wants to know the time. What nobody claims reads all ones.
     #[inline(always)]
-    pub fn port_read(&self, now: impl FnOnce() -> Time, port: u16, width: Width) -> u32 {
+    pub fn port_read(&self, clock: impl TimeSource, port: u16, width: Width) -> u32 {
         match self.ports.find(port) {
-            Some((owner, offset)) => self.device_read(owner, now(), port, offset, width),
+            Some((owner, offset)) => self.device_read(owner, clock.now(), port, offset, width),
             None => width.mask() as u32,
         }
     }
@@ -262,10 +262,16 @@ impl Board {
     }
 
     /// Device memory, as vCPU `vcpu` reads it. What nobody claims reads all ones.
-    pub fn mmio_read(&self, vcpu: u32, now: Time, gpa: Gpa, width: Width) -> u64 {
+    #[inline(always)]
+    pub fn mmio_read(&self, vcpu: u32, clock: impl TimeSource, gpa: Gpa, width: Width) -> u64 {
         if let Some(apic) = self.lapic_at(vcpu, gpa) {
-            return apic.mmio_read(now, gpa.page_offset(), width);
+            return apic.mmio_read(clock, gpa.page_offset(), width);
         }
+        self.shared_read(gpa, width)
+    }
+
+    #[inline(never)]
+    fn shared_read(&self, gpa: Gpa, width: Width) -> u64 {
         if gpa.page().0 == layout::IOAPIC_BASE {
             return self.router.ioapic_read(gpa.page_offset(), width);
         }
@@ -273,15 +279,24 @@ impl Board {
     }
 
     /// Device memory, as vCPU `vcpu` writes it. What nobody claims is dropped.
-    pub fn mmio_write(&self, vcpu: u32, now: Time, gpa: Gpa, width: Width, value: u64) {
+    #[inline(always)]
+    pub fn mmio_write(&self, vcpu: u32, clock: impl TimeSource, gpa: Gpa, width: Width, value: u64) {
         if let Some(apic) = self.lapic_at(vcpu, gpa) {
-            let effect = apic.mmio_write(now, gpa.page_offset(), width, value);
+            let effect = apic.mmio_write(clock, gpa.page_offset(), width, value);
             self.lapic_effect(vcpu, effect);
-        } else if gpa.page().0 == layout::IOAPIC_BASE {
+        } else {
+            self.shared_write(gpa, width, value);
+        }
+    }
+
+    #[inline(never)]
+    fn shared_write(&self, gpa: Gpa, width: Width, value: u64) {
+        if gpa.page().0 == layout::IOAPIC_BASE {
             self.router.ioapic_write(gpa.page_offset(), width, value);
         }
     }
 
+    #[inline(always)]
     fn lapic_at(&self, vcpu: u32, gpa: Gpa) -> Option<&LocalApic> {
         let apic = self.router.apics().get(vcpu as usize)?;
         (apic.mmio_base() == Some(gpa.page().0)).then_some(&**apic)

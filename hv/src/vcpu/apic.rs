@@ -10,7 +10,7 @@ impl<P: Platform> VirtCpu<P> {
     #[inline]
     pub(super) fn msr_read(&mut self, cx: &Context<'_, P>, index: u32) {
         let value = match index {
-            index if X2APIC.contains(&index) => self.apic.msr_read(cx.clock.now(cx.platform), index).map_err(|_| super::Gp),
+            index if X2APIC.contains(&index) => self.apic.msr_read(cx, index).map_err(|_| super::Gp),
             msr::IA32_APIC_BASE => Ok(self.apic.base_msr()),
             msr::IA32_TSC_DEADLINE => Ok(self.apic.tsc_deadline()),
             pvclock::WALL_CLOCK | pvclock::SYSTEM_TIME => Ok(self.pvclock.read(index)),
@@ -48,8 +48,7 @@ impl<P: Platform> VirtCpu<P> {
 
     #[inline]
     fn x2apic_write(&mut self, cx: &Context<'_, P>, index: u32, value: u64) -> Result<(), super::Gp> {
-        let now = cx.clock.now(cx.platform);
-        let effect = self.apic.msr_write(now, index, value).map_err(|_| super::Gp)?;
+        let effect = self.apic.msr_write(cx, index, value).map_err(|_| super::Gp)?;
         self.apic_effect(cx, effect);
         Ok(())
     }

@@ -6,8 +6,8 @@ use alloc::sync::Arc;
 use emul::{Cpu, Mode, Privilege, Stop};
 use x86defs::{
     Access, DescriptorTable, Gpa, Gprs, GuestMemory, GuestMemoryExt, Gva, OutsideRam, PAGE_SIZE, Platform, Segment,
-    SegmentRegister, Time, Vcpu, Width,
-    paging::{self, TranslateError},
+    SegmentRegister, TimeSource, Vcpu, Width,
+    paging::{self, FetchCache, TranslateError},
 };
 
 /// Why an instruction could not be emulated, for the guest's crash report.
@@ -27,15 +27,11 @@ pub(super) struct Emulation<'a, P: Platform> {
     pub cx: &'a Context<'a, P>,
     /// The access to device memory that the exit was about.
     pub operand: Option<Gpa>,
+    pub fetches: &'a mut FetchCache,
     pub error: Option<EmulationError>,
 }
 
 impl<P: Platform> Emulation<'_, P> {
-    #[inline(always)]
-    fn now(&self) -> Time {
-        self.cx.clock.now(self.cx.platform)
-    }
-
     #[inline(always)]
     fn ram(&self, gpa: Gpa, width: Width) -> bool {
         self.operand != Some(gpa) && self.vm.memory.is_ram(gpa, width.bytes() as u64)
@@ -67,6 +63,10 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
     fn xcr0(&self) -> u64 {
         self.hw.xcr0()
     }
+    #[inline]
+    fn in_64_bit_mode(&self) -> bool {
+        self.hw.in_64_bit_mode()
+    }
     fn cpl(&self) -> u8 {
         self.hw.cpl()
     }
@@ -94,7 +94,7 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
         if linear % PAGE_SIZE > PAGE_SIZE - 16 || room < 16 {
             return None;
         }
-        let gpa = paging::translate_quickly(&*self.vm.memory, &self.hw.paging(), Gva(linear), Access::Execute, false)?;
+        let gpa = self.fetches.translate(&*self.vm.memory, &self.hw.paging(), Gva(linear))?;
         self.vm.memory.read_block(gpa)
     }
 
@@ -132,7 +132,7 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
                 Err(_) => Ok(width.mask()),
             };
         }
-        Ok(self.vm.mmio_read(self.vcpu_id, self.now(), gpa, width))
+        Ok(self.vm.board.mmio_read(self.vcpu_id, self.cx, gpa, width))
     }
 
     #[inline(always)]
@@ -143,13 +143,13 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
             let _ = self.vm.memory.write(gpa, bytes.get(..width.bytes()).ok_or(Stop::Abort)?);
             return Ok(());
         }
-        self.vm.mmio_write(self.vcpu_id, self.now(), gpa, width, value);
+        self.vm.board.mmio_write(self.vcpu_id, self.cx, gpa, width, value);
         Ok(())
     }
 
     fn compare_exchange(&mut self, gpa: Gpa, width: Width, old: u64, new: u64) -> Result<u64, Stop> {
         if !self.ram(gpa, width) {
-            self.vm.mmio_write(self.vcpu_id, self.now(), gpa, width, new);
+            self.vm.board.mmio_write(self.vcpu_id, self.cx, gpa, width, new);
             return Ok(old);
         }
         if !gpa.is_aligned(width.bytes() as u64) {
@@ -179,11 +179,11 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
     }
 
     fn port_in(&mut self, port: u16, width: Width) -> Result<u32, Stop> {
-        Ok(self.vm.board.port_read(|| self.now(), port, width))
+        Ok(self.vm.board.port_read(self.cx, port, width))
     }
 
     fn port_out(&mut self, port: u16, width: Width, value: u32) -> Result<(), Stop> {
-        self.vm.board.port_write(self.now(), port, width, value);
+        self.vm.board.port_write(self.cx.now(), port, width, value);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Stage-2 faults: device memory through the instruction emulator; everything else is the guest's mistake.
 
-use super::{Context, CrashReason, Stop, VirtCpu, emulate::Emulation};
+use super::{Context, CrashReason, EmulationError, Stop, VirtCpu, emulate::Emulation};
 use arrayvec::ArrayVec;
 use emul::{MAX_INSTRUCTION, Outcome};
 use x86defs::{Access, Gpa, Platform, Resume, Vcpu};
@@ -18,10 +18,23 @@ impl<P: Platform> VirtCpu<P> {
     pub(super) fn emulate(&mut self, cx: &Context<'_, P>, operand: Option<Gpa>) -> Result<(), Stop> {
         // The bytes are copied out because the emulator borrows the vCPU.
         let mut bytes = ArrayVec::<u8, MAX_INSTRUCTION>::new();
-        let _ = bytes.try_extend_from_slice(self.hw.instruction_bytes());
-        let mut cpu = Emulation { hw: &mut self.hw, vm: &self.vm, vcpu_id: self.id, cx, operand, error: None };
-        let outcome = emul::emulate(&mut cpu, &bytes);
+        let supplied = self.hw.instruction_bytes();
+        if !supplied.is_empty() {
+            let _ = bytes.try_extend_from_slice(supplied);
+        }
+        let (vm, fetches) = (&self.vm, &mut self.fetches);
+        let mut cpu = Emulation { hw: &mut self.hw, vm, vcpu_id: self.id, cx, operand, fetches, error: None };
+        if let Some(outcome) = emul::plain_access(&mut cpu, &bytes) {
+            let error = cpu.error;
+            return self.emulated(cx, outcome, error);
+        }
+        let outcome = emul::with_ado(&mut cpu, &bytes);
         let error = cpu.error;
+        self.emulated(cx, outcome, error)
+    }
+
+    #[inline(always)]
+    fn emulated(&mut self, cx: &Context<'_, P>, outcome: Outcome, error: Option<EmulationError>) -> Result<(), Stop> {
         match outcome {
             Outcome::Done { rip, rflags } => self.hw.complete(Resume::Emulated { rip, rflags }),
             Outcome::Partial => {}

@@ -20,7 +20,7 @@ use crate::{clock::Clock, vm::Vm};
 use alloc::{boxed::Box, sync::Arc};
 use core::fmt;
 use devices::{interrupt::CpuSet, lapic::LocalApic};
-use x86defs::{EntryFailure, Gpa, Platform, Time, Vcpu, VcpuState};
+use x86defs::{EntryFailure, Gpa, Platform, Time, TimeSource, Vcpu, VcpuState, paging::FetchCache};
 
 pub use control::{Gp, Xcr0Policy};
 pub use cpuid::{APIC_BUS_HZ, BULKHEAD_BASE, CpuidContext, CpuidPolicy};
@@ -94,6 +94,7 @@ pub struct VirtCpu<P: Platform> {
     /// It was halted with RFLAGS.IF set.
     interruptible: bool,
     pub(crate) stats: Stats,
+    fetches: FetchCache,
 }
 
 /// Counters for reports.
@@ -114,6 +115,13 @@ pub struct Context<'a, P: Platform> {
     pub armed: &'a core::cell::Cell<u64>,
     /// Tells vCPUs of the guest that there is something new for them.
     pub wake: &'a dyn Fn(&Vm<P>, CpuSet),
+}
+
+impl<P: Platform> TimeSource for Context<'_, P> {
+    #[inline(always)]
+    fn now(&self) -> Time {
+        self.clock.now(self.platform)
+    }
 }
 
 impl<P: Platform> Context<'_, P> {
@@ -160,6 +168,7 @@ impl<P: Platform> VirtCpu<P> {
             window: false,
             interruptible: false,
             stats: Stats::default(),
+            fetches: FetchCache::new(),
         }
     }
 
