@@ -185,11 +185,11 @@ impl<P: Platform> Host<P> {
             let id = TaskId { vm: vm.id, vcpu: vcpu.id };
             let asleep = vcpu.is_asleep();
             let affinity = config.cpus.get(id.vcpu as usize).map_or(host, |cpus| cpus.and(host));
-            sched.add(id, Box::new(vcpu), affinity, paused);
+            sched.add(id, Box::new(vcpu), affinity, paused, now);
             if sched.is_waiting_for_cpu(id) {
                 log::warn!("guest {}: vCPU {} has to wait for a CPU of its own", vm.name(), id.vcpu);
             }
-            if !asleep && let Some(cpu) = sched.wake(id) {
+            if !asleep && let Some(cpu) = sched.wake(id, now) {
                 kicks.insert(cpu);
             }
         }

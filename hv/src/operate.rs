@@ -296,6 +296,10 @@ impl<P: Platform> Operator for Host<P> {
             DebugKey::Registers => return Err(OperatorError::Unsupported),
             DebugKey::Guests => self.dump_guests(out),
             DebugKey::RunQueues => self.dump_queue(out),
+            DebugKey::Memory => {
+                let (free, total) = self.platform.memory();
+                writeln!(out, "memory: {total} bytes, {free} free; own allocations: {} bytes", self.platform.heap_in_use())
+            }
             DebugKey::Time => {
                 let (tsc, hz) = (self.platform.tsc(), self.platform.tsc_hz());
                 writeln!(out, "TSC {tsc:#x} at {}.{:06} MHz, host time {} ns", hz / 1_000_000, hz % 1_000_000, self.now().0)

@@ -257,7 +257,8 @@ impl Limits {
         Self { all: None, stall: Some(Duration::from_secs(60) + spec.slowness() * Duration::from_secs(4)) }
     }
 
-    fn for_linux(spec: &Spec) -> Self {
+    /// For all of something that may be silent for long.
+    fn for_long(spec: &Spec) -> Self {
         Self { all: Some(Duration::from_secs(240) + spec.slowness() * Duration::from_secs(24)), stall: None }
     }
 }
@@ -400,12 +401,12 @@ fn run_shares(assets: &Assets, platform: Platform, test: &ShareTest, sender: &Se
     add_guest_kernel(assets, &mut modules)?;
     for (n, worker) in test.workers.iter().enumerate() {
         let name = ShareTest::guest(n);
-        let config = list::guest_config_of(&name, &format!("work ms={}", test.ms));
+        let config = list::guest_config_of(&name, &format!("work ms={} marks={}", test.ms, test.marks));
         let config = format!("{config}cpu_weight = {}\ncap = {}\n", worker.weight, worker.cap);
         modules.add_bytes(&format!("{name}.cfg"), config.into_bytes());
     }
     let mut record = Record::default();
-    let outcome = boot(assets, &spec, "parallel", modules, "", Limits::between_events(&spec), &mut record)?;
+    let outcome = boot(assets, &spec, "parallel", modules, "", Limits::for_long(&spec), &mut record)?;
     let result = match outcome.end {
         End::AllEnded => test.check(&record.lines),
         ref end => Err(end.to_string()),
@@ -492,7 +493,7 @@ fn run_linux(assets: &Assets, test: LinuxTest, checks: &[&'static str], sender: 
     let config = linux_config(&kernel, &ramdisk, test.vcpus);
     modules.add_bytes("debian.cfg", config.into_bytes());
     let mut record = Record::default();
-    let limits = Limits::for_linux(&spec);
+    let limits = Limits::for_long(&spec);
     let outcome = boot(assets, &spec, "parallel", modules, &linux::script(&test), limits, &mut record)?;
     let console = record.lines.join("\n");
     let mut lines = record.lines;
