@@ -283,8 +283,8 @@ impl<P: Platform> Host<P> {
         if had_focus && self.console.focus().is_none() {
             self.pass_focus();
         }
-        // It may have something to say now.
-        self.kick_all(CpuMask::single(0));
+        // It may have something to say now, and at least has to show the shell's prompt again; also if it is this one, on its way to sleep.
+        self.platform.kick(0);
     }
 
     /// Gives the console's input to the first guest that has a console, or else leaves it with the shell.

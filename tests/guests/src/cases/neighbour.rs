@@ -3,7 +3,7 @@
 use crate::rt::{
     BootInfo, check_eq,
     cpu::{self, cli, hlt, sti_hlt},
-    println, rdtsc,
+    inb, println, rdtsc,
     time::tsc_hz,
 };
 use core::hint::black_box;
@@ -12,7 +12,7 @@ use core::hint::black_box;
 const UNIT: u32 = 1000;
 
 /// Works for ever, and prints `progress N UNITS GAP` every `ms=` milliseconds of its own clock: the units done in the Nth such interval, and
-/// the longest time between two units in it, in microseconds.
+/// the longest time between two units in it, in microseconds. What is typed is repeated.
 pub fn progress(boot: &BootInfo) {
     let ms: u64 = boot.option("ms").and_then(|ms| ms.parse().ok()).unwrap_or(100);
     let per_us = tsc_hz() / 1_000_000;
@@ -32,6 +32,9 @@ pub fn progress(boot: &BootInfo) {
         }
         // The interval is as long as it was: one that ends late, because others had the CPU, has not had less for it.
         println!("progress {n} {} {}", units * interval / (last - start), gap / per_us);
+        while inb(0x3fd) & 1 != 0 {
+            println!("typed {}", char::from(inb(0x3f8)));
+        }
         start = rdtsc();
     }
 }
