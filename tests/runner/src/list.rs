@@ -245,6 +245,8 @@ pub const REFUSALS_SURVIVOR: &str = "cpuid-policy";
 pub struct LinuxTest {
     pub on: Platform,
     pub vcpus: u32,
+    /// Host CPUs.
+    pub cpus: u32,
     /// Also restart it: costs a second boot.
     pub reboot: Reboot,
 }
@@ -256,11 +258,12 @@ pub enum Reboot {
 }
 
 pub const LINUX: &[LinuxTest] = &[
-    LinuxTest { on: Platform::SvmQemu, vcpus: 1, reboot: Reboot::Tested },
-    LinuxTest { on: Platform::VmxBochs, vcpus: 1, reboot: Reboot::Tested },
-    LinuxTest { on: Platform::SvmUefi, vcpus: 1, reboot: Reboot::NotTested },
-    LinuxTest { on: Platform::SvmQemu, vcpus: 4, reboot: Reboot::Tested },
-    LinuxTest { on: Platform::VmxBochs, vcpus: 2, reboot: Reboot::NotTested },
+    LinuxTest { on: Platform::SvmQemu, vcpus: 1, cpus: 1, reboot: Reboot::Tested },
+    LinuxTest { on: Platform::VmxBochs, vcpus: 1, cpus: 1, reboot: Reboot::Tested },
+    LinuxTest { on: Platform::SvmUefi, vcpus: 1, cpus: 1, reboot: Reboot::NotTested },
+    LinuxTest { on: Platform::SvmQemu, vcpus: 4, cpus: 1, reboot: Reboot::NotTested },
+    LinuxTest { on: Platform::SvmQemu, vcpus: 4, cpus: 2, reboot: Reboot::Tested },
+    LinuxTest { on: Platform::VmxBochs, vcpus: 2, cpus: 2, reboot: Reboot::NotTested },
 ];
 pub const LINUX_MEMORY: MemorySize = MemorySize::from_mib(256);
 

@@ -292,8 +292,6 @@ impl Limits {
 
     /// For all of something that may be silent for long.
     fn for_long(spec: &Spec) -> Self {
-        if let Ok(s) = std::env::var("BH_SECONDS") {
-            return Self { all: Some(Duration::from_secs(s.parse().unwrap())), stall: None };
         Self { all: Some(Duration::from_secs(240) + spec.slowness() * Duration::from_secs(24)), stall: None }
     }
 }
@@ -547,7 +545,7 @@ fn check_refusal(test: &RefusalTest, outcome: &Outcome) -> Result<(), String> {
 
 fn run_linux(assets: &Assets, test: LinuxTest, checks: &[&'static str], sender: &Sender<Report>) -> Result<()> {
     let start = Instant::now();
-    let spec = test.on.spec();
+    let spec = Spec { cpus: test.cpus, ..test.on.spec() };
     let (kernel, initramfs) = assets.linux.as_ref().context("there is no Linux")?;
     let mut modules = Modules::default();
     let kernel = modules.add_file(kernel);
@@ -563,7 +561,7 @@ fn run_linux(assets: &Assets, test: LinuxTest, checks: &[&'static str], sender: 
     let end = if matches!(outcome.end, End::AllEnded) { String::new() } else { format!(" ({})", outcome.end) };
     let crash = outcome.ends().find_map(|(_, how)| matches!(how, GuestEnd::Crash(_)).then(|| format!(" (it ended: {how})")));
     for name in checks {
-        let result = linux::check(name, test.vcpus, &console, &outcome.events).map_err(|reason| Failure {
+        let result = linux::check(name, &test, &console, &outcome.events).map_err(|reason| Failure {
             reason: format!("{reason}{end}{}", crash.as_deref().unwrap_or_default()),
             // All have the same console: once is enough.
             console: std::mem::take(&mut lines),
@@ -630,7 +628,9 @@ mod tests {
             "vmx/bochs/linux-dmesg",
             "svm/uefi/linux-shell",
             "svm/qemu/linux-smp-cpus",
-            "vmx/bochs/linux-smp-cpus",
+            "svm/qemu/linux-multi-cpus",
+            "vmx/bochs/linux-multi-cpus",
+            "svm/qemu/three-guests",
         ] {
             assert!(all.names().iter().any(|n| n == name), "{name}");
         }

@@ -60,13 +60,13 @@ pub const STORMS: Scenario = Scenario {
     script: |_| {
         let mut script = Script::default();
         for name in STORM_PARTS {
-            script = script.shell(&format!("destroy {name}")).wait(&format!("guest {name}: ended: destroyed"));
+            script = destroy(script, name);
         }
         script = intervals(script.part("alone"));
         for name in STORM_PARTS {
             script = script.shell(&format!("create {name}.cfg")).wait(&format!("guest {name}: started"));
             script = intervals(script.part(name));
-            script = script.part("").shell(&format!("destroy {name}")).wait(&format!("guest {name}: ended: destroyed"));
+            script = destroy(script.part(""), name);
         }
         intervals(script.part("after")).shell("destroy alpha").wait("guest alpha: ended").shell("destroy beta")
     },
@@ -79,6 +79,11 @@ fn again(name: &str, case: &str, key: &str) -> String {
         "name = \"{name}\"\ntype = \"hvm\"\nmemory = 16\nkernel = \"guests\"\ncmdline = \"test={case}\"\nisa_debug_exit = 0xf4\n\
          {key} = \"restart\"\n"
     )
+}
+
+/// Also one that has just ended and is about to come back.
+fn destroy(script: Script, name: &str) -> Script {
+    script.shell(&format!("destroy {name}")).wait("destroyed")
 }
 
 fn intervals(script: Script) -> Script {
@@ -135,7 +140,7 @@ fn linux(name: &str, more: &str) -> String {
     )
 }
 
-const PROMPT: &str = "debian:/# ";
+const PROMPT: &str = "debian:/root# ";
 /// Says which of its marks each bit of counted work was, and when by its own clock.
 const COUNT: &str = "n=0; while :; do i=0; while [ $i -lt 4000 ]; do i=$((i+1)); done; n=$((n+1)); read up rest < /proc/uptime; \
                      echo count $n $up; done\n";
