@@ -156,7 +156,7 @@ impl<P: Platform> Host<P> {
     }
 
     /// The same; `old` is the number of the guest that this one follows, if it does, and the operator may condemn it until it has started.
-    fn start_unless(&self, blueprint: &Arc<Blueprint>, paused: bool, old: Option<u32>) -> Option<u32> {
+    pub(crate) fn start_unless(&self, blueprint: &Arc<Blueprint>, paused: bool, old: Option<u32>) -> Option<u32> {
         let name = &blueprint.config.name;
         let id = {
             let mut guests = self.guests.lock();
