@@ -465,7 +465,12 @@ fn run_scenario(assets: &Assets, platform: Platform, test: &Scenario, sender: &S
     let mailbox = Mailbox::default();
     let mut operator = Operator::new((test.script)(platform), mailbox.sender.clone());
     let options = format!("autostart={} {}", test.autostart, test.options);
-    let outcome = boot_with(assets, &spec, &options, modules, mailbox, Limits::for_long(&spec), &mut operator)?;
+    let mut limits = Limits::for_long(&spec);
+    if test.kernels == Kernels::AndLinux {
+        // Several times as long as one Linux.
+        limits.all = limits.all.map(|limit| 3 * limit);
+    }
+    let outcome = boot_with(assets, &spec, &options, modules, mailbox, limits, &mut operator)?;
     let result = match outcome.end {
         End::AllEnded => (test.check)(&Run { platform, outcome: &outcome, lines: &operator.lines }),
         ref end => Err(format!("{end}; the operator waits for {:?}", operator.waits_for())),
