@@ -2,7 +2,7 @@
 
 use crate::{
     cpumask::CpuMask,
-    host::Host,
+    host::{Host, Restarting},
     log,
     sched::{SchedulerKind, Share, State, TaskId},
     shell::operator::{
@@ -11,7 +11,7 @@ use crate::{
     vm::{End, Vm},
 };
 use alloc::{string::String, sync::Arc, vec::Vec};
-use core::fmt;
+use core::{fmt, sync::atomic::Ordering};
 use devices::interrupt::CpuSet;
 use x86defs::{Duration, GuestMemoryExt, Platform, Time};
 
@@ -54,6 +54,21 @@ impl<P: Platform> Host<P> {
             started: vm.started,
             weight: share.weight,
             cap: share.cap,
+        }
+    }
+
+    fn info_of_restarting(&self, entry: &Restarting) -> GuestInfo {
+        let config = &entry.blueprint.config;
+        GuestInfo {
+            id: entry.id,
+            name: config.name.clone(),
+            memory: config.memory,
+            vcpus: config.vcpus,
+            flags: GuestFlags::DYING,
+            cpu_time: Duration(0),
+            started: self.clock.now(self.platform),
+            weight: config.cpu_weight,
+            cap: config.cap,
         }
     }
 
@@ -129,6 +144,7 @@ impl<P: Platform> Operator for Host<P> {
         let guests = self.guests.lock();
         let mut all: Vec<GuestInfo> = guests.running.iter().map(|vm| self.info_of(vm, false)).collect();
         all.extend(guests.preserved.iter().map(|vm| self.info_of(vm, true)));
+        all.extend(guests.restarting.iter().map(|entry| self.info_of_restarting(entry)));
         all.sort_by_key(|guest| guest.id);
         all
     }
@@ -204,7 +220,17 @@ impl<P: Platform> Operator for Host<P> {
             log::always!("guest {}: destroyed", vm.kept_name());
             return Ok(());
         }
-        let vm = self.guest(guest)?;
+        let vm = {
+            let guests = self.guests.lock();
+            // Also one that has just ended: it is not to come back.
+            if let Some(entry) = guests.restarting.iter().find(|entry| entry.id == guest) {
+                entry.condemned.store(true, Ordering::Release);
+                return Ok(());
+            }
+            let vm = guests.running.iter().find(|vm| vm.id == guest).cloned().ok_or(OperatorError::NoSuchGuest)?;
+            vm.condemned.store(true, Ordering::Release);
+            vm
+        };
         self.stop(&vm, End::Destroyed);
         Ok(())
     }
@@ -296,6 +322,10 @@ impl<P: Platform> Operator for Host<P> {
             DebugKey::Registers => return Err(OperatorError::Unsupported),
             DebugKey::Guests => self.dump_guests(out),
             DebugKey::RunQueues => self.dump_queue(out),
+            DebugKey::Memory => {
+                let (free, total) = self.platform.memory();
+                writeln!(out, "memory: {total} bytes, {free} free; own allocations: {} bytes", self.platform.heap_in_use())
+            }
             DebugKey::Time => {
                 let (tsc, hz) = (self.platform.tsc(), self.platform.tsc_hz());
                 writeln!(out, "TSC {tsc:#x} at {}.{:06} MHz, host time {} ns", hz / 1_000_000, hz % 1_000_000, self.now().0)

@@ -87,7 +87,7 @@ impl<P: Platform> Host<P> {
         if worker.cpu == 0 {
             deadline = earlier(deadline, self.serve_console(now));
         }
-        match self.next(worker, now) {
+        match self.next(worker, now, self.clock.now(self.platform)) {
             Next::Run(until) => {
                 self.arm(worker, earlier(deadline, until));
                 self.run_task(worker);
@@ -135,7 +135,7 @@ impl<P: Platform> Host<P> {
             if running == Some(id) {
                 continue;
             }
-            let kick = self.sched.lock().wake(id);
+            let kick = self.sched.lock().wake(id, self.clock.now(self.platform));
             if let Some(cpu) = kick
                 && (cpu != here || running.is_some())
             {
@@ -144,8 +144,8 @@ impl<P: Platform> Host<P> {
         }
     }
 
-    /// Finds out what this CPU does next, and gets it ready.
-    fn next(&self, worker: &mut Worker<P>, now: Time) -> Next {
+    /// Finds out what this CPU does next, and gets it ready. Its task, if it has one, has come back from the guest at `left`.
+    fn next(&self, worker: &mut Worker<P>, left: Time, now: Time) -> Next {
         loop {
             let Some(mut vcpu) = worker.task.take() else {
                 let taken = self.sched.lock().take(worker.cpu, now);
@@ -168,7 +168,7 @@ impl<P: Platform> Host<P> {
             } else {
                 Came::Blocking
             };
-            let verdict = sched.decide(worker.cpu, now, came);
+            let verdict = sched.decide(worker.cpu, left, now, came);
             drop(sched);
             worker.came = Came::Runnable;
             match verdict {

@@ -1,7 +1,7 @@
 //! Guests from start to end on a scripted machine: refusals, restarts, several at once.
 
 use super::{BootInfo, Host, Module, Worker};
-use crate::{options::Options, testing::FakePlatform};
+use crate::{host::Restarting, options::Options, shell::Operator, testing::FakePlatform, vm::End};
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::sync::atomic::Ordering;
 use x86defs::{Exit, Width};
@@ -119,6 +119,31 @@ fn ready_guests_take_turns() {
         host.turn();
     }
     assert_eq!(names(&host), ["b"]);
+}
+
+#[test]
+fn one_destroyed_while_it_ends_or_restarts_does_not_come_back() {
+    let modules = alloc::vec![kernel(), config("g", "on_reboot = \"restart\"\n")];
+    // It has reset itself, but the CPU that has it has not seen to that yet.
+    let rig = host("", modules.clone(), &[]);
+    let id = rig.ids()[0];
+    let vm = rig.host.guests.lock().running[0].clone();
+    vm.set_end(End::Reboot);
+    drop(vm);
+    rig.host.destroy(id).unwrap();
+    assert_eq!(names(&rig), [""; 0]);
+    assert!(rig.host.finished() && rig.host.guests.lock().restarting.is_empty());
+
+    // It is being built again.
+    let rig = host("", modules, &[]);
+    let vm = rig.host.guests.lock().running.remove(0);
+    let entry = Restarting { id: vm.id, blueprint: vm.blueprint.clone(), condemned: vm.condemned.clone() };
+    rig.host.guests.lock().restarting.push(entry);
+    let listed = rig.host.guests();
+    assert!(listed.len() == 1 && listed[0].name == "g" && listed[0].flags.ended());
+    rig.host.destroy(vm.id).unwrap();
+    assert_eq!(rig.host.start_unless(&vm.blueprint, false, Some(vm.id)), None);
+    assert!(names(&rig).is_empty() && rig.host.guests.lock().restarting.is_empty());
 }
 
 #[test]

@@ -301,6 +301,9 @@ impl Platform for FakePlatform {
     fn memory(&self) -> (u64, u64) {
         (1 << 30, 2 << 30)
     }
+    fn heap_in_use(&self) -> u64 {
+        1 << 20
+    }
     fn tsc(&self) -> u64 {
         self.tsc.load(Ordering::Relaxed)
     }

@@ -122,6 +122,8 @@ pub struct Vm<P: Platform> {
     /// It is kept under another name, while a new one has its own.
     renamed: AtomicBool,
     reboot_at_power_off: AtomicBool,
+    /// The operator has destroyed it: nothing follows its end.
+    pub(crate) condemned: Arc<AtomicBool>,
     /// Run time in ns of the vCPUs that are gone.
     time_of_ended: AtomicU64,
     output: GuestConsole,
@@ -181,6 +183,7 @@ impl<P: Platform> Vm<P> {
             slots: (0..config.vcpus).map(|n| Slot::new(platform.this_cpu(), n != 0)).collect(),
             renamed: AtomicBool::new(false),
             reboot_at_power_off: AtomicBool::new(false),
+            condemned: Arc::default(),
             time_of_ended: AtomicU64::new(0),
             vcpus_left: AtomicU32::new(config.vcpus),
             end: Mutex::new(None),

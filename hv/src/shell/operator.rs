@@ -125,6 +125,8 @@ pub enum Trigger {
 pub enum DebugKey {
     /// `d`: this CPU's registers.
     Registers,
+    /// `m`: memory, to the byte.
+    Memory,
     /// `q`: guests and the registers of their vCPUs.
     Guests,
     /// `r`: run queues.

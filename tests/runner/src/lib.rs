@@ -12,6 +12,8 @@ pub mod lines;
 pub mod linux;
 pub mod list;
 pub mod machine;
+pub mod scenarios;
+pub mod script;
 pub mod session;
 pub mod shares;
 pub mod size;
