@@ -13,7 +13,7 @@ use crate::{
     vm::{Blueprint, End, Vm},
 };
 use alloc::{boxed::Box, collections::VecDeque, sync::Arc, vec::Vec};
-use spin::Mutex;
+use devices::sync::Mutex;
 use x86defs::Platform;
 
 /// What all CPUs share.
