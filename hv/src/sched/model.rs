@@ -26,7 +26,7 @@ use loom::{
 use x86defs::{Time, Width};
 
 /// Most switches away from a CPU that could go on.
-const PREEMPTIONS: usize = 2;
+const PREEMPTIONS: usize = 4;
 const VM: u32 = 1;
 
 fn id(vcpu: u32) -> TaskId {
@@ -201,9 +201,9 @@ impl Machine {
     }
 }
 
-fn check(body: impl Fn() + Copy + Sync + Send + 'static) {
+fn check(preemptions: usize, body: impl Fn() + Copy + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(PREEMPTIONS);
+    builder.preemption_bound = Some(preemptions);
     builder.max_branches = 50_000;
     // A thread may have a larger stack than the model's first one.
     builder.check(move || thread::Builder::new().stack_size(0x10000).spawn(body).unwrap().join().unwrap());
@@ -232,7 +232,7 @@ fn play(machine: &Arc<Machine>, outside: impl FnOnce(&Machine) + Send + 'static)
 /// The only vCPU is woken while it goes to sleep, with its registers in the CPU.
 #[test]
 fn model_a_vcpu_is_woken_while_it_goes_to_sleep() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let machine = Machine::new(1, &[2]);
         play(&machine, |machine| {
             machine.interrupt(0, 0x41);
@@ -244,7 +244,7 @@ fn model_a_vcpu_is_woken_while_it_goes_to_sleep() {
 /// Two vCPUs share a CPU, so that the one that sleeps is taken out of it.
 #[test]
 fn model_a_vcpu_is_woken_while_it_leaves_its_cpu() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let machine = Machine::new(1, &[1, 1]);
         play(&machine, |machine| {
             machine.interrupt(0, 0x41);
@@ -256,16 +256,28 @@ fn model_a_vcpu_is_woken_while_it_leaves_its_cpu() {
 /// Any of two CPUs may take it.
 #[test]
 fn model_a_vcpu_that_wakes_runs_on_one_of_two_cpus() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let machine = Machine::new(2, &[1]);
         play(&machine, |machine| machine.interrupt(0, 0x41));
+    });
+}
+
+/// Two CPUs, two vCPUs: each may be taken by either, and put back by either.
+#[test]
+fn model_two_vcpus_on_two_cpus() {
+    check(2, || {
+        let machine = Machine::new(2, &[1, 1]);
+        play(&machine, |machine| {
+            machine.interrupt(0, 0x41);
+            machine.interrupt(1, 0x41);
+        });
     });
 }
 
 /// The CPU that it sleeps on is forbidden to it.
 #[test]
 fn model_a_vcpu_is_moved_while_it_is_woken() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let machine = Machine::new(2, &[1]);
         play(&machine, |machine| {
             let kick = machine.sched.lock().set_affinity(id(0), CpuMask::single(1));
@@ -277,7 +289,7 @@ fn model_a_vcpu_is_moved_while_it_is_woken() {
 
 #[test]
 fn model_a_vcpu_is_moved_after_it_was_woken() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let machine = Machine::new(2, &[1]);
         play(&machine, |machine| {
             machine.interrupt(0, 0x41);
@@ -290,7 +302,7 @@ fn model_a_vcpu_is_moved_after_it_was_woken() {
 /// What comes during a pause is there after it.
 #[test]
 fn model_a_vcpu_is_paused_while_it_is_woken() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let machine = Machine::new(1, &[1]);
         play(&machine, |machine| {
             let kicks = machine.sched.lock().set_paused(VM, true);
@@ -305,7 +317,7 @@ fn model_a_vcpu_is_paused_while_it_is_woken() {
 /// The operator pauses and goes on while a device sends.
 #[test]
 fn model_a_pause_and_a_wake_up_at_once() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let machine = Machine::new(1, &[1]);
         let sender = {
             let machine = machine.clone();
@@ -324,7 +336,7 @@ fn model_a_pause_and_a_wake_up_at_once() {
 /// A guest's end, wherever its vCPUs are: each is disposed of once. They wait for more interrupts than come.
 #[test]
 fn model_a_guest_is_destroyed_while_it_is_woken() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let machine = Machine::new(2, &[9]);
         play(&machine, |machine| {
             machine.interrupt(0, 0x41);
@@ -335,7 +347,7 @@ fn model_a_guest_is_destroyed_while_it_is_woken() {
 
 #[test]
 fn model_a_guest_of_two_vcpus_is_destroyed() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let machine = Machine::new(1, &[9, 9]);
         play(&machine, |machine| {
             machine.interrupt(1, 0x41);
@@ -353,7 +365,7 @@ fn destroy(machine: &Machine) {
 /// Whom one device has noted to be woken, the other one may have to wake.
 #[test]
 fn model_two_devices_wake_one_vcpu() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let machine = Machine::new(1, &[2]);
         let sender = {
             let machine = machine.clone();
