@@ -105,6 +105,10 @@ impl<P: Platform> Host<P> {
         if worker.cpu == 0 {
             deadline = earlier(deadline, self.serve_console(now));
         }
+        // One that sleeps in its CPU is not run.
+        if let Some(vcpu) = &worker.seat.task {
+            self.log_if_asked(vcpu);
+        }
         match self.next(worker, now) {
             Step::Run(until) => {
                 self.arm(worker, earlier(deadline, until));
@@ -176,9 +180,7 @@ impl<P: Platform> Host<P> {
         let (cpu, id) = (worker.cpu, TaskId { vm: vcpu.vm.id, vcpu: vcpu.id });
         let wake = |vm: &Vm<P>, set: CpuSet| self.wake(vm, set, cpu, Some(id));
         let cx = Context { platform: self.platform, clock: self.clock, cpu, armed: &worker.armed, wake: &wake };
-        if vcpu.vm.take_dump_request(vcpu.id) {
-            self.log_registers(&vcpu);
-        }
+        self.log_if_asked(&vcpu);
         let stop = vcpu.run(&cx);
         vcpu.vm.note(vcpu.id, vcpu.stats.exits, vcpu.is_offline());
         let end = match stop {
@@ -204,6 +206,12 @@ impl<P: Platform> Host<P> {
         vcpu.hw.unload();
         self.sched.lock().gone(cpu, self.clock.now(self.platform));
         self.dispose(vcpu);
+    }
+
+    fn log_if_asked(&self, vcpu: &VirtCpu<P>) {
+        if vcpu.vm.take_dump_request(vcpu.id) {
+            self.log_registers(vcpu);
+        }
     }
 
     fn log_registers(&self, vcpu: &VirtCpu<P>) {

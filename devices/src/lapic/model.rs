@@ -132,6 +132,25 @@ fn model_two_requests_in_two_words_wake_the_owner() {
     two_posters(0x31, 0xd1);
 }
 
+/// A poster has set its bit and not yet announced it when the owner, led there by another request of that word, takes it; the announcement that
+/// comes then finds nothing, and just when the owner has seen that, the next request arrives.
+#[test]
+fn model_a_stale_announcement_does_not_swallow_the_next_request() {
+    check(|| {
+        let (apic, bed) = (apic(), Arc::new(Bed::default()));
+        for vectors in [&[0x41][..], &[0x45, 0x46]] {
+            let (apic, bed) = (apic.clone(), bed.clone());
+            thread::spawn(move || {
+                for &vector in vectors {
+                    assert_eq!(apic.post(vector, Trigger::Edge), Posted::New);
+                    bed.wake();
+                }
+            });
+        }
+        assert_eq!(sorted(live(&apic, &bed, 3)), [0x41, 0x45, 0x46]);
+    });
+}
+
 /// As many interrupts are served as were new, whatever becomes of those that come while one is pending.
 #[test]
 fn model_a_request_is_served_once_however_often_it_is_merged() {

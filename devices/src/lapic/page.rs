@@ -19,7 +19,8 @@ impl ApicPage {
         #[cfg(not(loom))]
         let words = [const { AtomicU32::new(0) }; 1024];
         #[cfg(loom)]
-        let words = Words::try_from(core::iter::repeat_with(|| AtomicU32::new(0)).take(256).collect::<alloc::boxed::Box<_>>()).unwrap();
+        let words =
+            Words::try_from(core::iter::repeat_with(|| AtomicU32::new(0)).take(256).collect::<alloc::boxed::Box<_>>()).unwrap();
         Self(words)
     }
 
