@@ -17,6 +17,7 @@ use anyhow::{Context, Result};
 use crate::{
     feed::Pace,
     image::{Grub, Image, Modules},
+    keyboard,
     lines::{Event, GuestEnd},
     linux,
     list::{self, Expect, GuestTest, LinuxTest, Platform, RefusalTest},
@@ -63,6 +64,7 @@ enum Job {
     Refusals(Platform, Vec<RefusalTest>),
     Linux(LinuxTest, Vec<&'static str>),
     Shares(Platform, ShareTest),
+    Keyboard(Platform),
 }
 
 /// Tests chosen from the list.
@@ -93,6 +95,9 @@ impl Plan {
             }
             let shares = SHARES.iter().filter(|t| t.on.contains(&platform) && wanted(t.name));
             jobs.extend(shares.map(|t| Job::Shares(platform, *t)));
+            if keyboard::ON.contains(&platform) && wanted(keyboard::NAME) {
+                jobs.push(Job::Keyboard(platform));
+            }
             if list::REFUSALS_ON.contains(&platform) {
                 let refusals: Vec<_> = list::REFUSALS.iter().filter(|t| wanted(&refusal_name(t))).copied().collect();
                 if !refusals.is_empty() {
@@ -172,6 +177,7 @@ impl Job {
             Self::Guests(platform, _) | Self::Together(platform) | Self::Refusals(platform, _) | Self::Shares(platform, _) => {
                 *platform
             }
+            Self::Keyboard(platform) => *platform,
             Self::Linux(test, _) => test.on,
         }
     }
@@ -179,7 +185,7 @@ impl Job {
     fn weight(&self) -> u32 {
         let units = match self {
             Self::Guests(_, tests) => 2 + tests.len() as u32,
-            Self::Together(_) | Self::Refusals(..) => 2,
+            Self::Together(_) | Self::Refusals(..) | Self::Keyboard(_) => 2,
             Self::Shares(_, test) => 10 * test.cpus,
             Self::Linux(..) => 100,
         };
@@ -192,6 +198,7 @@ impl Job {
             Self::Guests(_, tests) => tests.iter().map(|t| test_name(platform, t.name)).collect(),
             Self::Together(_) => vec![test_name(platform, TOGETHER)],
             Self::Shares(_, test) => vec![test_name(platform, test.name)],
+            Self::Keyboard(_) => vec![test_name(platform, keyboard::NAME)],
             Self::Refusals(_, tests) => tests.iter().map(|t| test_name(platform, &refusal_name(t))).collect(),
             Self::Linux(_, checks) => checks.iter().map(|c| test_name(platform, c)).collect(),
         }
@@ -203,6 +210,7 @@ impl Job {
             Self::Guests(platform, tests) => run_guests(assets, *platform, tests, sender),
             Self::Together(platform) => run_together(assets, *platform, sender),
             Self::Shares(platform, test) => run_shares(assets, *platform, test, sender),
+            Self::Keyboard(platform) => run_keyboard(assets, *platform, sender),
             Self::Refusals(platform, tests) => run_refusals(assets, *platform, tests, sender),
             Self::Linux(test, checks) => run_linux(assets, *test, checks, sender),
         };
@@ -412,6 +420,22 @@ fn run_shares(assets: &Assets, platform: Platform, test: &ShareTest, sender: &Se
     };
     let result = result.map_err(|reason| Failure { reason, console: record.lines });
     let _ = sender.send(Report { name: test_name(platform, test.name), result, took: start.elapsed() });
+    Ok(())
+}
+
+fn run_keyboard(assets: &Assets, platform: Platform, sender: &Sender<Report>) -> Result<()> {
+    let start = Instant::now();
+    let spec = platform.spec();
+    let mut modules = Modules::default();
+    add_guest_kernel(assets, &mut modules)?;
+    let config = list::guest_config_of(keyboard::GUEST, keyboard::CASE);
+    modules.add_bytes(&format!("{}.cfg", keyboard::GUEST), config.into_bytes());
+    let mut typist = keyboard::Typist::default();
+    // Of options that come twice, the later one counts.
+    let options = format!("parallel {}", keyboard::OPTIONS);
+    let outcome = boot(assets, &spec, &options, modules, "", Limits::between_events(&spec), &mut typist)?;
+    let result = keyboard::check(&outcome).map_err(|reason| Failure { reason, console: typist.lines });
+    let _ = sender.send(Report { name: test_name(platform, keyboard::NAME), result, took: start.elapsed() });
     Ok(())
 }
 
