@@ -253,6 +253,12 @@ pub struct FakePlatform {
     pub amd: bool,
 }
 
+impl Default for FakePlatform {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl FakePlatform {
     pub fn new() -> Self {
         Self {

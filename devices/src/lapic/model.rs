@@ -18,10 +18,12 @@ use x86defs::{Time, Width};
 const NOW: Time = Time(1000);
 /// Most switches away from a CPU that could go on.
 const PREEMPTIONS: usize = 3;
+/// For what has many steps.
+const FEWER: usize = 2;
 
-fn check(body: impl Fn() + Copy + Sync + Send + 'static) {
+fn check(preemptions: usize, body: impl Fn() + Copy + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(PREEMPTIONS);
+    builder.preemption_bound = Some(preemptions);
     builder.max_branches = 20_000;
     // A thread may have a larger stack than the model's first one.
     builder.check(move || thread::Builder::new().stack_size(0x8000).spawn(body).unwrap().join().unwrap());
@@ -108,7 +110,7 @@ fn sorted(mut vectors: Vec<u8>) -> Vec<u8> {
 
 /// Two posters, of one IRR word or of two, and an owner that sleeps whenever it finds nothing.
 fn two_posters(first: u8, second: u8) {
-    check(move || {
+    check(PREEMPTIONS, move || {
         let (apic, bed) = (apic(), Arc::new(Bed::default()));
         for vector in [first, second] {
             let (apic, bed) = (apic.clone(), bed.clone());
@@ -136,7 +138,7 @@ fn model_two_requests_in_two_words_wake_the_owner() {
 /// comes then finds nothing, and just when the owner has seen that, the next request arrives.
 #[test]
 fn model_a_stale_announcement_does_not_swallow_the_next_request() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let (apic, bed) = (apic(), Arc::new(Bed::default()));
         for vectors in [&[0x41][..], &[0x45, 0x46]] {
             let (apic, bed) = (apic.clone(), bed.clone());
@@ -154,7 +156,7 @@ fn model_a_stale_announcement_does_not_swallow_the_next_request() {
 /// As many interrupts are served as were new, whatever becomes of those that come while one is pending.
 #[test]
 fn model_a_request_is_served_once_however_often_it_is_merged() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let apic = apic();
         let posters = [(); 2].map(|()| {
             let apic = apic.clone();
@@ -172,7 +174,7 @@ fn model_a_request_is_served_once_however_often_it_is_merged() {
 /// The owner holds interrupts back by its priority, and lets them through again.
 #[test]
 fn model_a_request_outlives_a_raised_priority() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let apic = apic();
         let poster = {
             let apic = apic.clone();
@@ -196,7 +198,7 @@ fn model_a_request_outlives_a_raised_priority() {
 /// One is in service while others of a higher and a lower class come; the end of each lets the next one through.
 #[test]
 fn model_a_request_under_service_waits_for_its_end() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let apic = apic();
         apic.post(0x51, Trigger::Edge);
         let poster = {
@@ -225,7 +227,7 @@ fn model_a_request_under_service_waits_for_its_end() {
 /// A processor that is started: INIT, SIPI and NMI share the word with the requests.
 #[test]
 fn model_start_up_messages_and_nmis_wake_the_owner() {
-    check(|| {
+    check(FEWER, || {
         let (apic, bed) = (apic(), Arc::new(Bed::default()));
         let starter = {
             let (apic, bed) = (apic.clone(), bed.clone());
@@ -264,7 +266,7 @@ fn model_start_up_messages_and_nmis_wake_the_owner() {
 /// What is posted during an INIT is either gone or announced.
 #[test]
 fn model_init_leaves_no_request_unannounced() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let apic = apic();
         apic.post(0x31, Trigger::Edge);
         let poster = {
@@ -285,7 +287,7 @@ fn model_init_leaves_no_request_unannounced() {
 /// Any CPU may notice that the timer has expired; one of them does.
 #[test]
 fn model_an_expiry_is_one_interrupt_whoever_notices_it() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let apic = apic();
         write(&apic, reg::LVT_TIMER, 0x40);
         apic.mmio_write(Time(0), reg::TMICT.into(), Width::Dword, 500);
@@ -302,7 +304,7 @@ fn model_an_expiry_is_one_interrupt_whoever_notices_it() {
 
 #[test]
 fn model_noticing_an_expiry_does_not_undo_a_new_programming() {
-    check(|| {
+    check(PREEMPTIONS, || {
         let apic = apic();
         write(&apic, reg::TDCR, 0xb);
         write(&apic, reg::LVT_TIMER, 0x2_0040);
@@ -320,7 +322,7 @@ fn model_noticing_an_expiry_does_not_undo_a_new_programming() {
 /// IPIs of two CPUs to a third: each takes from the router whom to wake, and may get what the other has noted.
 #[test]
 fn model_an_ipi_wakes_its_target_whoever_takes_the_note() {
-    check(|| {
+    check(FEWER, || {
         let apics: Vec<_> = (0..3).map(|id| Arc::new(LocalApic::new(id, id == 0))).collect();
         write(&apics[0], reg::SVR, 0x1ff);
         let (router, bed) = (Arc::new(InterruptRouter::new(apics)), Arc::new(Bed::default()));

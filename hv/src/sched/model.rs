@@ -26,7 +26,9 @@ use loom::{
 use x86defs::{Time, Width};
 
 /// Most switches away from a CPU that could go on.
-const PREEMPTIONS: usize = 4;
+const PREEMPTIONS: usize = 3;
+/// For what has many steps.
+const FEWER: usize = 2;
 const VM: u32 = 1;
 
 fn id(vcpu: u32) -> TaskId {
@@ -265,7 +267,7 @@ fn model_a_vcpu_that_wakes_runs_on_one_of_two_cpus() {
 /// Two CPUs, two vCPUs: each may be taken by either, and put back by either.
 #[test]
 fn model_two_vcpus_on_two_cpus() {
-    check(2, || {
+    check(FEWER, || {
         let machine = Machine::new(2, &[1, 1]);
         play(&machine, |machine| {
             machine.interrupt(0, 0x41);
@@ -317,7 +319,7 @@ fn model_a_vcpu_is_paused_while_it_is_woken() {
 /// The operator pauses and goes on while a device sends.
 #[test]
 fn model_a_pause_and_a_wake_up_at_once() {
-    check(PREEMPTIONS, || {
+    check(FEWER, || {
         let machine = Machine::new(1, &[1]);
         let sender = {
             let machine = machine.clone();
@@ -336,7 +338,7 @@ fn model_a_pause_and_a_wake_up_at_once() {
 /// A guest's end, wherever its vCPUs are: each is disposed of once. They wait for more interrupts than come.
 #[test]
 fn model_a_guest_is_destroyed_while_it_is_woken() {
-    check(PREEMPTIONS, || {
+    check(FEWER, || {
         let machine = Machine::new(2, &[9]);
         play(&machine, |machine| {
             machine.interrupt(0, 0x41);
@@ -365,7 +367,7 @@ fn destroy(machine: &Machine) {
 /// Whom one device has noted to be woken, the other one may have to wake.
 #[test]
 fn model_two_devices_wake_one_vcpu() {
-    check(PREEMPTIONS, || {
+    check(FEWER, || {
         let machine = Machine::new(1, &[2]);
         let sender = {
             let machine = machine.clone();

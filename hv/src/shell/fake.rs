@@ -52,6 +52,12 @@ pub fn guest(id: u32, name: &str, vcpus: u32, flags: GuestFlags) -> (GuestInfo, 
     (info, infos.collect())
 }
 
+impl Default for FakeHost {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl FakeHost {
     /// `web` (1, two vCPUs), `db` (3, four vCPUs, blocked) and `old` (2, crashed and kept) on four CPUs.
     pub fn new() -> Self {
