@@ -35,11 +35,22 @@ fn id(vcpu: u32) -> TaskId {
     TaskId { vm: VM, vcpu }
 }
 
-/// A vCPU that serves interrupts and sleeps in between.
+/// What a vCPU does while it has nothing to serve.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Between {
+    Sleep,
+    /// It goes on executing, until an interrupt of its CPU takes it out of the guest.
+    Execute,
+    /// The same, and it switches itself off as soon as it is on this CPU.
+    ExecuteUntilOn(u32),
+}
+
+/// A vCPU that serves interrupts.
 struct Guest {
     vcpu: u32,
     apic: Arc<LocalApic>,
     asleep: bool,
+    between: Between,
     /// Interrupts that it will have got when it switches itself off.
     left: u32,
     /// Its registers. Loom finds two CPUs that touch them at the same time, or without having heard of each other.
@@ -109,12 +120,16 @@ struct Machine {
 impl Machine {
     /// `interrupts`: how many each vCPU gets.
     fn new(cpus: u32, interrupts: &[u32]) -> Arc<Self> {
+        Self::with(cpus, interrupts, Between::Sleep)
+    }
+
+    fn with(cpus: u32, interrupts: &[u32], between: Between) -> Arc<Self> {
         let apics: Vec<_> = (0..interrupts.len() as u32).map(|n| Arc::new(LocalApic::new(n, n == 0))).collect();
         let mut sched = Scheduler::new(SchedulerKind::Credit2, cpus, Time(0));
         sched.set_share(VM, Share::default(), Time(0));
         for ((vcpu, apic), &left) in (0..).zip(&apics).zip(interrupts) {
             apic.mmio_write(Time(0), 0xf0, Width::Dword, 0x1ff);
-            let guest = Guest { vcpu, apic: apic.clone(), asleep: false, left, registers: UnsafeCell::new(()) };
+            let guest = Guest { vcpu, apic: apic.clone(), asleep: false, between, left, registers: UnsafeCell::new(()) };
             sched.add(id(vcpu), guest, CpuMask::first(cpus), false);
             sched.wake(id(vcpu));
         }
@@ -192,14 +207,17 @@ impl Machine {
             guest.apic.mmio_write(Time(0), 0xb0, Width::Dword, 0);
             guest.left = guest.left.checked_sub(1).expect("no more interrupts than were sent");
         }
-        if guest.left == 0 {
+        if guest.left == 0 || guest.between == Between::ExecuteUntilOn(cpu) {
             guest.unload();
             self.sched.lock().gone(cpu, Time(0));
             self.dispose(guest);
-        } else {
-            guest.asleep = true;
-            seat.task = Some(guest);
+            return;
         }
+        match guest.between {
+            Between::Sleep => guest.asleep = true,
+            Between::Execute | Between::ExecuteUntilOn(_) => self.cpus[cpu as usize].halt(),
+        }
+        seat.task = Some(guest);
     }
 }
 
@@ -295,6 +313,27 @@ fn model_a_vcpu_is_moved_after_it_was_woken() {
         let machine = Machine::new(2, &[1]);
         play(&machine, |machine| {
             machine.interrupt(0, 0x41);
+            let kick = machine.sched.lock().set_affinity(id(0), CpuMask::single(1));
+            machine.kick_all(kick.map_or(CpuMask::EMPTY, CpuMask::single));
+        });
+    });
+}
+
+/// A vCPU that does not sleep is taken out of the guest for what comes.
+#[test]
+fn model_a_vcpu_that_executes_is_interrupted() {
+    check(PREEMPTIONS, || {
+        let machine = Machine::with(1, &[1], Between::Execute);
+        play(&machine, |machine| machine.interrupt(0, 0x41));
+    });
+}
+
+/// One that executes leaves its CPU when it is forbidden to it.
+#[test]
+fn model_a_vcpu_that_executes_is_moved() {
+    check(PREEMPTIONS, || {
+        let machine = Machine::with(2, &[9], Between::ExecuteUntilOn(1));
+        play(&machine, |machine| {
             let kick = machine.sched.lock().set_affinity(id(0), CpuMask::single(1));
             machine.kick_all(kick.map_or(CpuMask::EMPTY, CpuMask::single));
         });
