@@ -9,14 +9,16 @@ use crate::{
     ioapic::{self, IoApic, IoApicState},
     lapic::{Effect, LocalApic, Posted},
     pic::{ELCR_OFFSET, MASTER_OFFSET, Pic, PicState, SLAVE_OFFSET},
+    sync::{
+        Mutex,
+        atomic::{
+            AtomicU32, AtomicU64,
+            Ordering::{AcqRel, Relaxed},
+        },
+    },
 };
 use alloc::{sync::Arc, vec::Vec};
-use core::sync::atomic::{
-    AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Relaxed},
-};
 use serde::{Deserialize, Serialize};
-use spin::Mutex;
 use x86defs::{Time, Width};
 
 /// Interrupt lines: ISA IRQs 0 to 15, and eight more that reach the IOAPIC alone unless routed (PIRQA to PIRQH).
@@ -386,5 +388,5 @@ const fn pic_offset(port: u16) -> Option<u16> {
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;

@@ -14,7 +14,7 @@ use crate::{
 };
 use alloc::{boxed::Box, collections::VecDeque, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, Ordering};
-use spin::Mutex;
+use devices::sync::Mutex;
 use x86defs::Platform;
 
 /// What all CPUs share.

@@ -78,6 +78,27 @@ impl<P: Platform> Host<P> {
         self.wake(vm, vm.board.router.take_woken(), self.platform.this_cpu(), None);
     }
 
+    /// What each CPU has, and the registers of the vCPU there as of its last exit. Nobody has to stand still for it: a CPU logs them on its next
+    /// way past.
+    fn dump_cpus(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        let guests = self.guests.lock();
+        for cpu in 0..self.platform.cpus() {
+            let (current, idle) = {
+                let sched = self.sched.lock();
+                (sched.current(cpu), sched.idle_time(cpu) / 1_000_000)
+            };
+            let found = current.and_then(|id| guests.running.iter().find(|vm| vm.id == id.vm).map(|vm| (id, vm)));
+            let Some((id, vm)) = found else {
+                writeln!(out, "CPU {cpu}: no vCPU, idle for {idle} ms in all")?;
+                continue;
+            };
+            writeln!(out, "CPU {cpu}: guest {} vCPU {}, whose registers follow in the log", vm.name(), id.vcpu)?;
+            vm.ask_for_dump(id.vcpu);
+            self.platform.kick(cpu);
+        }
+        Ok(())
+    }
+
     fn dump_guests(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         let guests = self.guests.lock();
         for vm in &guests.running {
@@ -319,7 +340,7 @@ impl<P: Platform> Operator for Host<P> {
 
     fn debug(&self, key: DebugKey, out: &mut dyn fmt::Write) -> Result<(), OperatorError> {
         let written = match key {
-            DebugKey::Registers => return Err(OperatorError::Unsupported),
+            DebugKey::Registers => self.dump_cpus(out),
             DebugKey::Guests => self.dump_guests(out),
             DebugKey::RunQueues => self.dump_queue(out),
             DebugKey::Memory => {

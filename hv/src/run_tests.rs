@@ -187,3 +187,26 @@ fn the_operator_switches_to_the_shell_and_back() {
     rig.turn();
     assert_eq!(names(&rig), [""; 0]);
 }
+
+#[test]
+fn debug_keys_show_registers_of_vcpus_that_run_or_sleep() {
+    let modules = alloc::vec![kernel(), config("a", "")];
+    let mut rig = host("conswitch=ax", modules, &[&[Exit::HostInterrupt, Exit::Hlt, Exit::HostInterrupt]]);
+    let log = |from: u64| {
+        let mut bytes = alloc::vec![0; 64 << 10];
+        let (count, end) = crate::log::read(from, &mut bytes);
+        (String::from_utf8_lossy(&bytes[..count]).into_owned(), end)
+    };
+    rig.host.platform.interrupted.store(true, Ordering::Relaxed);
+    // It sleeps in its CPU from the third turn on.
+    for _ in 0..2 {
+        rig.turn();
+        let (_, before) = log(u64::MAX);
+        rig.host.platform.input.lock().unwrap().extend(*b"debug-keys d\r");
+        rig.turn();
+        let (text, _) = log(before);
+        assert_eq!(text.matches("RIP ").count(), 1, "{text}");
+        let shown = String::from_utf8(rig.host.platform.output.lock().unwrap().clone()).unwrap();
+        assert!(shown.contains("CPU 0: guest a vCPU 0"), "{shown}");
+    }
+}

@@ -1,7 +1,7 @@
 //! A scripted machine for host tests: vCPUs that play back exits and write down the answers, RAM in a `Vec`, time that tests set.
 
 use alloc::{collections::VecDeque, sync::Arc, vec, vec::Vec};
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Mutex;
 use x86defs::{
     CpuidResult, Cr0, Cr4, CreateError, Efer, Exception, Exit, Gpa, Gprs, GuestMemory, OutsideRam, Owner, Platform, RamRange,
@@ -250,8 +250,16 @@ pub struct FakePlatform {
     pub input: Mutex<VecDeque<u8>>,
     /// Scripts for the vCPUs to come.
     pub scripts: Mutex<VecDeque<Vec<Exit>>>,
+    /// Something will end a halt, timer or not.
+    pub interrupted: AtomicBool,
     /// CPUID's vendor is AMD, not Intel.
     pub amd: bool,
+}
+
+impl Default for FakePlatform {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl FakePlatform {
@@ -263,6 +271,7 @@ impl FakePlatform {
             room: AtomicUsize::new(usize::MAX),
             input: Mutex::default(),
             scripts: Mutex::default(),
+            interrupted: AtomicBool::new(false),
             amd: false,
         }
     }
@@ -318,6 +327,9 @@ impl Platform for FakePlatform {
     }
     fn wait_for_interrupt(&self) {
         let deadline = self.timer.load(Ordering::Relaxed);
+        if self.interrupted.load(Ordering::Relaxed) {
+            return;
+        }
         assert_ne!(deadline, u64::MAX, "halted for ever");
         self.tsc.fetch_max(deadline, Ordering::Relaxed);
     }

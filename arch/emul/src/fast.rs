@@ -299,7 +299,7 @@ const fn byte_register(number: u8, rex: u8) -> Register {
 #[inline(always)]
 fn find<C: Cpu>(cpu: &mut C, linear: u64, access: Access) -> Result<Gpa, Stop> {
     match cpu.operand() {
-        Some(gpa) if (gpa.0 ^ linear) % PAGE_SIZE == 0 => Ok(gpa),
+        Some(gpa) if (gpa.0 ^ linear).is_multiple_of(PAGE_SIZE) => Ok(gpa),
         _ => cpu.translate(Gva(linear), access, Privilege::Current),
     }
 }

@@ -4,8 +4,10 @@ use super::{
     Effect, Gp, LocalApic,
     spec::{FIRST_LEGAL_VECTOR, TDCR_WRITABLE, esr, icr, lvt, reg, svr},
 };
-use crate::interrupt::{ApicMode, BROADCAST, DeliveryMode, DestinationMode, InterruptMessage, Ipi, Shorthand, Trigger};
-use core::sync::atomic::Ordering::{AcqRel, SeqCst};
+use crate::{
+    interrupt::{ApicMode, BROADCAST, DeliveryMode, DestinationMode, InterruptMessage, Ipi, Shorthand, Trigger},
+    sync::atomic::Ordering::{AcqRel, SeqCst},
+};
 use x86defs::{Time, TimeSource, Width, msr};
 
 /// The bits of the ICR that say what is sent to whom.

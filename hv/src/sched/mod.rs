@@ -11,6 +11,9 @@
 //! waits, and with its CPU while it runs. A task that blocks on a CPU which has nothing else to do stays with that CPU ("held"), its registers
 //! loaded, until it wakes or the CPU gets other work.
 
+pub mod handover;
+#[cfg(all(test, loom))]
+mod model;
 #[cfg(test)]
 mod tests;
 

@@ -8,6 +8,7 @@ pub mod config;
 pub mod cpio;
 pub mod feed;
 pub mod image;
+pub mod keyboard;
 pub mod lines;
 pub mod linux;
 pub mod list;

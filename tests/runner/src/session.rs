@@ -56,6 +56,8 @@ impl Default for Mailbox {
 
 /// Follows a session.
 pub trait Observer {
+    /// The emulator has just been started.
+    fn started(&mut self, _machine: &Machine) {}
     /// Console output, as it comes: at most the end of one line and the start of the next, before [`Observer::line`] has it.
     fn bytes(&mut self, _bytes: &[u8]) {}
     /// A complete line of console output, and what it reports.
@@ -142,6 +144,7 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// Follows `machine` until it is over. The machine is then ended.
 pub fn run(machine: &mut Machine, mailbox: Mailbox, options: &Options, observer: &mut dyn Observer) -> Result<Outcome> {
+    observer.started(machine);
     let Mailbox { sender, receiver } = mailbox;
     let mut output = machine.take_output().context("the machine's console is taken")?;
     let reader = thread::spawn(move || {

@@ -17,6 +17,7 @@ use anyhow::{Context, Result};
 use crate::{
     feed::Pace,
     image::{Grub, Image, Modules},
+    keyboard,
     lines::{Event, GuestEnd},
     linux,
     list::{self, Expect, GuestTest, LinuxTest, Platform, RefusalTest},
@@ -66,6 +67,7 @@ enum Job {
     Linux(LinuxTest, Vec<&'static str>),
     Shares(Platform, ShareTest),
     Scenario(Platform, Scenario),
+    Keyboard(Platform),
 }
 
 /// Tests chosen from the list.
@@ -98,6 +100,9 @@ impl Plan {
             jobs.extend(shares.map(|t| Job::Shares(platform, *t)));
             let scenarios = SCENARIOS.iter().filter(|t| t.on.contains(&platform) && wanted(t.name));
             jobs.extend(scenarios.map(|t| Job::Scenario(platform, *t)));
+            if keyboard::ON.contains(&platform) && wanted(keyboard::NAME) {
+                jobs.push(Job::Keyboard(platform));
+            }
             if list::REFUSALS_ON.contains(&platform) {
                 let refusals: Vec<_> = list::REFUSALS.iter().filter(|t| wanted(&refusal_name(t))).copied().collect();
                 if !refusals.is_empty() {
@@ -182,7 +187,8 @@ impl Job {
             | Self::Together(platform)
             | Self::Refusals(platform, _)
             | Self::Shares(platform, _)
-            | Self::Scenario(platform, _) => *platform,
+            | Self::Scenario(platform, _)
+            | Self::Keyboard(platform) => *platform,
             Self::Linux(test, _) => test.on,
         }
     }
@@ -190,7 +196,7 @@ impl Job {
     fn weight(&self) -> u32 {
         let units = match self {
             Self::Guests(_, tests) => 2 + tests.len() as u32,
-            Self::Together(_) | Self::Refusals(..) => 2,
+            Self::Together(_) | Self::Refusals(..) | Self::Keyboard(_) => 2,
             Self::Shares(_, test) => 10 * test.cpus,
             Self::Scenario(_, test) => {
                 if matches!(test.kernels, Kernels::AndLinux) {
@@ -211,6 +217,7 @@ impl Job {
             Self::Together(_) => vec![test_name(platform, TOGETHER)],
             Self::Shares(_, test) => vec![test_name(platform, test.name)],
             Self::Scenario(_, test) => vec![test_name(platform, test.name)],
+            Self::Keyboard(_) => vec![test_name(platform, keyboard::NAME)],
             Self::Refusals(_, tests) => tests.iter().map(|t| test_name(platform, &refusal_name(t))).collect(),
             Self::Linux(_, checks) => checks.iter().map(|c| test_name(platform, c)).collect(),
         }
@@ -223,6 +230,7 @@ impl Job {
             Self::Together(platform) => run_together(assets, *platform, sender),
             Self::Shares(platform, test) => run_shares(assets, *platform, test, sender),
             Self::Scenario(platform, test) => run_scenario(assets, *platform, test, sender),
+            Self::Keyboard(platform) => run_keyboard(assets, *platform, sender),
             Self::Refusals(platform, tests) => run_refusals(assets, *platform, tests, sender),
             Self::Linux(test, checks) => run_linux(assets, *test, checks, sender),
         };
@@ -478,6 +486,22 @@ fn run_scenario(assets: &Assets, platform: Platform, test: &Scenario, sender: &S
     let console = operator.lines.into_iter().map(|(part, line)| format!("{part:<8}{line}")).collect();
     let result = result.map_err(|reason| Failure { reason, console });
     let _ = sender.send(Report { name: test_name(platform, test.name), result, took: start.elapsed() });
+    Ok(())
+}
+
+fn run_keyboard(assets: &Assets, platform: Platform, sender: &Sender<Report>) -> Result<()> {
+    let start = Instant::now();
+    let spec = platform.spec();
+    let mut modules = Modules::default();
+    add_guest_kernel(assets, &mut modules)?;
+    let config = list::guest_config_of(keyboard::GUEST, keyboard::CASE);
+    modules.add_bytes(&format!("{}.cfg", keyboard::GUEST), config.into_bytes());
+    let mut typist = keyboard::Typist::default();
+    // Of options that come twice, the later one counts.
+    let options = format!("parallel {}", keyboard::OPTIONS);
+    let outcome = boot(assets, &spec, &options, modules, "", Limits::between_events(&spec), &mut typist)?;
+    let result = keyboard::check(&outcome).map_err(|reason| Failure { reason, console: typist.lines });
+    let _ = sender.send(Report { name: test_name(platform, keyboard::NAME), result, took: start.elapsed() });
     Ok(())
 }
 
