@@ -124,12 +124,13 @@ impl Output {
         }
         while self.shown < self.end {
             let part: Vec<u8> = self.from(self.shown).take(CHUNK).collect();
+            let held = log::hold();
             let count = platform.console_write(&part);
             if count == 0 {
                 return false;
             }
             self.shown += count as u64;
-            log::note_column(part.get(count - 1).is_none_or(|&b| b == b'\n' || b == b'\r'));
+            held.note_column(part.get(count - 1).is_none_or(|&b| b == b'\n' || b == b'\r'));
         }
         true
     }
@@ -140,22 +141,21 @@ impl Output {
         if name.is_none() && self.line.is_empty() {
             return true;
         }
-        let mut text = String::new();
-        if let Some(name) = name {
-            log::fresh_line();
-            text = alloc::format!("({name}) ");
-        }
-        let mut bytes = text.into_bytes();
+        let mut bytes = name.map_or_else(String::new, |name| alloc::format!("({name}) ")).into_bytes();
         bytes.extend_from_slice(&self.line);
         if name.is_some() {
             bytes.extend_from_slice(b"\r\n");
+        }
+        let held = log::hold();
+        if name.is_some() {
+            held.fresh_line();
         }
         // The console takes all or nothing of what fits its ring, which is far longer than a line.
         if platform.console_write(&bytes) < bytes.len() {
             return false;
         }
         self.line.clear();
-        log::note_column(name.is_some());
+        held.note_column(name.is_some());
         true
     }
 }
@@ -283,10 +283,14 @@ impl Console {
     pub fn write<P: Platform>(&self, platform: &P, id: u32, name: &str, guest: &GuestConsole, byte: u8) -> bool {
         let mut output = guest.inner.lock();
         if self.focus() == Some(id) {
-            if !output.catch_up(platform, name) || platform.console_write(&[byte]) == 0 {
+            if !output.catch_up(platform, name) {
                 return false;
             }
-            log::note_column(byte == b'\n' || byte == b'\r');
+            let held = log::hold();
+            if platform.console_write(&[byte]) == 0 {
+                return false;
+            }
+            held.note_column(byte == b'\n' || byte == b'\r');
         } else if self.mode == GuestOutput::Switch {
             output.keep(byte);
             return true;

@@ -202,7 +202,7 @@ impl<P: Platform> Host<P> {
             worker.seat.task = Some(vcpu);
             return;
         };
-        self.stop(&vcpu.vm, end);
+        self.stop(vcpu.vm.clone(), end);
         vcpu.hw.unload();
         self.sched.lock().gone(cpu, self.clock.now(self.platform));
         self.dispose(vcpu);
