@@ -335,13 +335,14 @@ impl<P: Platform> Vm<P> {
         self.board.drain_serial(|byte| !shown || self.console.write(platform, self.id, self.name(), &self.output, byte));
     }
 
-    /// True if the console had no room for some of the output.
+    /// True if the console has not taken all of the output yet.
     pub fn has_output(&self) -> bool {
         self.board.has_events() || self.console.is_behind(self.id, &self.output)
     }
 
     /// Shows what is left of the output, at the guest's end.
     pub fn finish_output(&self, platform: &P) {
+        self.output.end();
         self.pump_output(platform);
         self.console.finish(platform, self.name(), &self.output);
     }

@@ -275,10 +275,18 @@ fn every_verb_can_be_asked_about() {
     assert!(help.lines().all(|line| line.len() < 120), "{help}");
 }
 
+/// It has another number when it comes back.
+#[test]
+fn a_guest_that_restarts_while_it_is_looked_up_is_looked_up_again() {
+    let host = FakeHost::new();
+    host.refusal.replace(Some(OperatorError::NoSuchGuest));
+    assert_eq!(output(&host, "destroy web"), "");
+    assert_eq!(host.calls(), ["destroy 1"; 2]);
+}
+
 #[test]
 fn what_the_host_refuses_is_said() {
     for (error, expected) in [
-        (OperatorError::NoSuchGuest, "pause: web: the guest has gone\n"),
         (OperatorError::Ended, "pause: web: the guest has ended\n"),
         (OperatorError::AlreadyPaused, "pause: web: the guest is paused already\n"),
         (OperatorError::Unsupported, "pause: web: not possible on this host\n"),
@@ -287,6 +295,9 @@ fn what_the_host_refuses_is_said() {
         host.refusal.replace(Some(error));
         assert_eq!(output(&host, "pause web"), expected);
     }
+    let host = FakeHost::new();
+    host.refusal.replace(Some(OperatorError::NoSuchGuest));
+    assert_eq!(output(&host, "trigger web nmi"), "trigger: web: the guest has gone\n");
     let host = FakeHost::new();
     host.refusal.replace(Some(OperatorError::Refused { config: "web.cfg".into() }));
     assert_eq!(output(&host, "create -c web"), "create: web.cfg: web.cfg was refused, see the messages above\n");

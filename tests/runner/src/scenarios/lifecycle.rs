@@ -44,7 +44,7 @@ const FIRST_ROUNDS: usize = 20;
 const fn all_rounds(platform: Platform) -> usize {
     match platform {
         Platform::SvmQemu => 250,
-        _ => 50,
+        _ => 30,
     }
 }
 

@@ -1,7 +1,16 @@
 //! Guests that have a CPU for themselves, or need none.
 
 use super::{BOTH, Kernels, Run, Scenario, guest, is_exact};
-use crate::{list::Expect, script::Script, size::MemorySize};
+use crate::{
+    list::{Expect, Platform},
+    script::Script,
+    size::MemorySize,
+};
+
+/// The last words of the tables' first lines: a table comes in one piece, so what comes later is no part of it. A prompt alone would not tell, since
+/// it is shown again after whatever others write.
+const VCPU_LIST: &str = "Affinity (Hard / Soft)";
+const TOP: &str = "Exits/s";
 
 /// `sched=null`: each vCPU has a CPU of its own, undisturbed; one too many waits until a CPU is free.
 pub const NULL: Scenario = Scenario {
@@ -16,8 +25,8 @@ pub const NULL: Scenario = Scenario {
         vec![
             // The second CPU has nothing but this.
             guest("hog", "hog", "cpus = \"1\"\n"),
-            guest("first", "work ms=800 marks=4", "cpus = \"0\"\n"),
-            guest("late", "work ms=800 marks=4", ""),
+            guest("first", "work ms=300 marks=6", "cpus = \"0\"\n"),
+            guest("late", "work ms=300 marks=6", ""),
         ]
     },
     script: |_| {
@@ -25,10 +34,13 @@ pub const NULL: Scenario = Scenario {
             .wait("(first) work 1 ")
             .shell("vcpu-list")
             .part("pinned")
+            .wait(VCPU_LIST)
             .shell("top")
+            .wait(TOP)
             .wait("(first) work 3 ")
             .shell("top")
             .part("second")
+            .wait(TOP)
             .wait("guest late: ended")
             .shell("destroy hog")
     },
@@ -51,9 +63,9 @@ fn check_null(run: &Run<'_>) -> Result<(), String> {
             return Err(format!("{guest} is not on CPU {cpu}: {words:?}"));
         }
     }
-    // Name, ID, VCPU, CPU(%), Time, Exits/s.
+    // Name, ID, VCPU, CPU(%), Time, Exits/s. Bochs' VT-x needs a guest's turns cut short, whoever waits: they are all its exits.
     let words = row(run, "second", "hog")?;
-    if words.get(5) != Some(&"0") {
+    if words.get(5) != Some(&"0") && run.platform != Platform::VmxBochs {
         return Err(format!("the guest alone on its CPU is interrupted: {words:?}"));
     }
     if run.position("(late) work 1 ")? < run.position("guest first: ended")? {
@@ -70,7 +82,7 @@ fn check_null(run: &Run<'_>) -> Result<(), String> {
         };
         let (first, late) = (units("first")?, units("late")?);
         // One was disturbed by the operator, and each by its own output.
-        if first.abs_diff(late) * 100 > late * 3 {
+        if first.abs_diff(late) * 100 > late * 6 {
             return Err(format!("{first} units of work, and {late}, on a CPU of one's own"));
         }
     }
@@ -92,14 +104,18 @@ pub const IDLE: Scenario = Scenario {
             .wait("(idle) idle")
             .wait("(clock) work 1 ")
             .shell("top")
+            .wait(TOP)
             .wait("(clock) work 2 ")
             .shell("top")
             .part("second")
+            .wait(TOP)
             .wait("guest clock: ended")
             // Now the CPU has nothing to do at all.
             .shell("top")
+            .wait(TOP)
             .shell("top")
             .part("alone")
+            .wait(TOP)
             .shell("list")
             .shell("destroy idle")
     },
