@@ -59,8 +59,8 @@ pub const SHARES: &[ShareTest] = &[
     ShareTest {
         name: "shares-equal",
         cpus: 2,
-        ms: 1800,
-        marks: 6,
+        ms: 1200,
+        marks: 8,
         workers: &[worker(256, 0, 1); 16],
         tolerance: 3,
         on: &[Platform::VmxBochs],
