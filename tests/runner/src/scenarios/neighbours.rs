@@ -11,14 +11,14 @@ use crate::{
 };
 
 /// Units in each interval that a `progress` guest counted in a part of the script.
-fn progress(run: &Run<'_>, part: &str, name: &str) -> Vec<u64> {
+pub(super) fn progress(run: &Run<'_>, part: &str, name: &str) -> Vec<u64> {
     let prefix = format!("({name}) progress ");
     // The shell's prompt may have been in its place.
     let units = |line: &str| line.split_once(&prefix)?.1.split(' ').nth(1)?.parse().ok();
     run.part(part).filter_map(units).collect()
 }
 
-fn median(mut numbers: Vec<u64>) -> Option<u64> {
+pub(super) fn median(mut numbers: Vec<u64>) -> Option<u64> {
     numbers.sort_unstable();
     numbers.get(numbers.len() / 2).copied()
 }
