@@ -13,7 +13,7 @@ use crate::{
     vm::{Blueprint, End, Vm},
 };
 use alloc::{boxed::Box, collections::VecDeque, sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use devices::sync::Mutex;
 use x86defs::Platform;
 
@@ -31,6 +31,8 @@ pub(crate) struct Host<P: Platform> {
     pub(crate) shell: Mutex<Shell>,
     pub(crate) sched: Mutex<Scheduler<Box<VirtCpu<P>>>>,
     pub(crate) guests: Mutex<Guests<P>>,
+    /// When the registers of a guest that crashed were last logged, in ns; 0 if never.
+    pub(crate) crash_logged: AtomicU64,
 }
 
 /// Guests by their state.
@@ -94,6 +96,7 @@ impl<P: Platform> Host<P> {
                 started: false,
                 announced_end: false,
             }),
+            crash_logged: AtomicU64::new(0),
         }
     }
 

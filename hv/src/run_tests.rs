@@ -115,6 +115,25 @@ fn a_crash_leaves_the_other_guest_running() {
     assert_eq!(names(&host), [""; 0]);
 }
 
+/// The turns of a rig are 20 ms apart.
+#[test]
+fn a_guest_that_crashes_again_and_again_does_not_fill_the_log() {
+    let modules = alloc::vec![kernel(), config("flood", "on_crash = \"restart\"\n")];
+    let mut rig = host("", modules, &[&[Exit::TripleFault][..]; 200]);
+    let mut bytes = alloc::vec![0; 64 << 10];
+    let (_, mut from) = crate::log::read(u64::MAX, &mut bytes);
+    let (mut dumps, mut crashes) = (0, 0);
+    for _ in 0..100 {
+        rig.turn();
+        let (count, next) = crate::log::read(from, &mut bytes);
+        from = next;
+        let text = String::from_utf8_lossy(&bytes[..count]);
+        dumps += text.matches("guest flood: RIP ").count();
+        crashes += text.matches("guest flood: ended: crash").count();
+    }
+    assert!(crashes >= 40 && (2..=4).contains(&dumps), "{dumps} dumps of {crashes} crashes");
+}
+
 #[test]
 fn ready_guests_take_turns() {
     let modules = alloc::vec![kernel(), config("a", ""), config("b", "")];

@@ -50,8 +50,8 @@ pub const SHARES: &[ShareTest] = &[
     ShareTest {
         name: "shares-cap",
         cpus: 1,
-        ms: 800,
-        marks: 4,
+        ms: 1200,
+        marks: 8,
         workers: &[worker(256, 25, 1), worker(256, 0, 3)],
         tolerance: 2,
         on: EMULATORS,
@@ -59,8 +59,8 @@ pub const SHARES: &[ShareTest] = &[
     ShareTest {
         name: "shares-equal",
         cpus: 2,
-        ms: 700,
-        marks: 7,
+        ms: 1000,
+        marks: 5,
         workers: &[worker(256, 0, 1); 16],
         tolerance: 3,
         on: &[Platform::VmxBochs],

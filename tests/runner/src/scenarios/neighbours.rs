@@ -39,7 +39,7 @@ fn compare(run: &Run<'_>, name: &str, part: &str, with: &str, range: std::ops::R
 const LOOSE: std::ops::RangeInclusive<u64> = 5..=100_000;
 
 /// Intervals in each part.
-const INTERVALS: usize = 6;
+const INTERVALS: usize = 5;
 const SURVIVORS: [&str; 2] = ["alpha", "beta"];
 const STORM_PARTS: [&str; 3] = ["hog", "crash", "reboot"];
 
@@ -80,7 +80,7 @@ pub const STORMS: Scenario = Scenario {
 /// The configuration of a guest that starts again after its end.
 fn again(name: &str, case: &str, key: &str) -> String {
     format!(
-        "name = \"{name}\"\ntype = \"hvm\"\nmemory = 16\nkernel = \"guests\"\ncmdline = \"test={case}\"\nisa_debug_exit = 0xf4\n\
+        "name = \"{name}\"\ntype = \"hvm\"\nmemory = 4\nkernel = \"guests\"\ncmdline = \"test={case}\"\nisa_debug_exit = 0xf4\n\
          {key} = \"restart\"\n"
     )
 }
