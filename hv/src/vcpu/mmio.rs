@@ -24,9 +24,9 @@ impl<P: Platform> VirtCpu<P> {
         }
         let (vm, fetches) = (&self.vm, &mut self.fetches);
         let mut cpu = Emulation { hw: &mut self.hw, vm, vcpu_id: self.id, cx, operand, fetches, error: None };
-        if let Some(outcome) = emul::plain_access(&mut cpu, &bytes) {
-            let error = cpu.error;
-            return self.emulated(cx, outcome, error);
+        if let Some(rip) = emul::plain_access(&mut cpu, &bytes) {
+            self.hw.complete(Resume::AdvanceTo(rip));
+            return self.after_device_access(cx);
         }
         let outcome = emul::with_ado(&mut cpu, &bytes);
         let error = cpu.error;

@@ -159,6 +159,7 @@ impl<P: Platform> VirtCpu<P> {
             Startup::Init if self.id == 0 => Err(Stop::End(End::Reboot)),
             Startup::Init => {
                 self.apic.init();
+                self.fetches.forget();
                 self.hw.set_state(&VcpuState::init(self.cpuid.signature(), self.hw.cr0()));
                 self.pvclock.reset();
                 self.activity = Activity::WaitForSipi;
@@ -244,7 +245,10 @@ impl<P: Platform> VirtCpu<P> {
         let checked = match register {
             ControlRegister::Cr0 => control::check_cr0(&now, value),
             ControlRegister::Cr3 => Ok(value),
-            ControlRegister::Cr4 => control::check_cr4(&now, value, self.cpuid.cr4_allowed()),
+            ControlRegister::Cr4 => {
+                self.fetches.forget();
+                control::check_cr4(&now, value, self.cpuid.cr4_allowed())
+            }
             ControlRegister::Cr8 if value > 15 => Err(control::Gp),
             ControlRegister::Cr8 => {
                 self.apic.set_cr8(value as u8);
