@@ -121,7 +121,7 @@ fn long_head<const LONG: bool>(mut rest: u64) -> Option<Head> {
 
 /// Four bytes at `at`, sign-extended.
 #[inline(always)]
-fn dword(bytes: &[u8; MAX_INSTRUCTION], at: usize) -> Option<u64> {
+fn dword(bytes: &[u8; 16], at: usize) -> Option<u64> {
     let raw = bytes.get(at..)?.first_chunk::<4>()?;
     Some(i32::from_le_bytes(*raw) as u64)
 }
@@ -138,13 +138,7 @@ struct Target {
 
 /// The target of an instruction with a ModRM byte, which does not name a register.
 #[inline(always)]
-fn by_modrm<const LONG: bool>(
-    head: &Head,
-    cpu: &impl Cpu,
-    bytes: &[u8; MAX_INSTRUCTION],
-    rip: u64,
-    width: Width,
-) -> Option<Target> {
+fn by_modrm<const LONG: bool>(head: &Head, cpu: &impl Cpu, bytes: &[u8; 16], rip: u64, width: Width) -> Option<Target> {
     let modrm = head.rest as u8;
     let mode = modrm >> 6;
     let mut length = head.at + 1;
@@ -206,7 +200,7 @@ fn by_modrm<const LONG: bool>(
 
 /// The target of A0 to A3.
 #[inline]
-fn absolute(head: &Head, bytes: &[u8; MAX_INSTRUCTION]) -> Option<Target> {
+fn absolute(head: &Head, bytes: &[u8; 16]) -> Option<Target> {
     let low = dword(bytes, head.at)?;
     let (offset, size) = if head.narrow { (low, 4) } else { (low & 0xffff_ffff | dword(bytes, head.at + 4)? << 32, 8) };
     Some(Target { offset, stack: false, immediate: 0, length: head.at + size })
@@ -214,7 +208,7 @@ fn absolute(head: &Head, bytes: &[u8; MAX_INSTRUCTION]) -> Option<Target> {
 
 /// Emulates the instruction if it is a plain access. Returns where the next one is; flags do not change. `mode` is what [`Cpu::mode`] answers.
 #[inline(always)]
-pub(crate) fn run<C: Cpu>(cpu: &mut C, mode: (Mode, u32), bytes: &[u8; MAX_INSTRUCTION]) -> Option<u64> {
+pub(crate) fn run<C: Cpu>(cpu: &mut C, mode: (Mode, u32), bytes: &[u8; 16]) -> Option<u64> {
     let rest = u64::from_le_bytes(*bytes.first_chunk()?);
     let first = ONE_BYTE[usize::from(rest as u8)];
     // The most frequent forms have no prefix: with constants for what prefixes would say, their copy of `access` is half as long.
@@ -243,13 +237,13 @@ pub(crate) fn run<C: Cpu>(cpu: &mut C, mode: (Mode, u32), bytes: &[u8; MAX_INSTR
     }
 }
 
-fn prefixed<C: Cpu, const LONG: bool>(cpu: &mut C, rest: u64, bytes: &[u8; MAX_INSTRUCTION]) -> Option<u64> {
+fn prefixed<C: Cpu, const LONG: bool>(cpu: &mut C, rest: u64, bytes: &[u8; 16]) -> Option<u64> {
     let head = long_head::<LONG>(rest)?;
     access::<C, LONG>(cpu, head, bytes)
 }
 
 #[inline(always)]
-fn access<C: Cpu, const LONG: bool>(cpu: &mut C, head: Head, bytes: &[u8; MAX_INSTRUCTION]) -> Option<u64> {
+fn access<C: Cpu, const LONG: bool>(cpu: &mut C, head: Head, bytes: &[u8; 16]) -> Option<u64> {
     // By `kind::MEMORY`; a table, because it is a constant one without prefixes.
     let width = [head.operand, Width::Byte, Width::Word, Width::Byte][usize::from(head.kind & kind::MEMORY)];
     let rip = cpu.rip();

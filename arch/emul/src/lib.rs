@@ -282,10 +282,12 @@ pub fn emulate<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Outcome {
 #[inline(always)]
 pub fn plain_access<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Option<u64> {
     let mode = cpu.mode();
-    let known = match bytes.first_chunk() {
-        Some(all) => *all,
-        None if bytes.is_empty() => *cpu.instruction(mode.0)?.first_chunk()?,
-        None => return None,
+    let known = if bytes.is_empty() {
+        cpu.instruction(mode.0)?
+    } else {
+        let mut known = [0; 16];
+        known.first_chunk_mut::<MAX_INSTRUCTION>()?.copy_from_slice(bytes.first_chunk::<MAX_INSTRUCTION>()?);
+        known
     };
     fast::run(cpu, mode, &known)
 }

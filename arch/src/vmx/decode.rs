@@ -46,9 +46,14 @@ pub fn decode<F: Fields, O: Owner<F>>(raw: u32, owner: &mut O) -> O::Outcome {
             owner.answer(Exit::MsrWrite { index, value })
         }
         reason::EPT_VIOLATION => {
-            f.serve(reason::EPT_VIOLATION);
             let gpa = Gpa(f.field(ro::GUEST_PHYSICAL_ADDR_FULL));
             let qualification = f.field(ro::EXIT_QUALIFICATION);
+            // Neither is usual: an event whose delivery the exit has cut short, or an IRET that has unblocked NMIs.
+            if f.field(ro::IDT_VECTORING_INFO) as u32 & interruption::VALID != 0
+                || qualification as u32 & interruption::NMI_UNBLOCKING != 0
+            {
+                f.serve(reason::EPT_VIOLATION);
+            }
             if qualification & (EPT_LINEAR | EPT_FINAL) == EPT_LINEAR {
                 return tell(owner, Exit::TableFault { gpa });
             }
