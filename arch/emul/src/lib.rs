@@ -199,6 +199,9 @@ pub trait Cpu {
     /// Copies instruction bytes out of RAM. Never crosses a page, never touches a device: if `gpa` is not RAM, abort.
     fn fetch(&mut self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Stop>;
 
+    /// Copies RAM. False, with `buf` as it was, if not all of it is RAM. Never crosses a page.
+    fn read_ram(&mut self, gpa: Gpa, buf: &mut [u8]) -> bool;
+
     /// Reads `width` bytes of RAM or of a device; the result is zero above `width`. Never crosses a page, but may be misaligned.
     fn read(&mut self, gpa: Gpa, width: Width) -> Result<u64, Stop>;
 

@@ -119,7 +119,11 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
 
     fn translate(&mut self, gva: Gva, access: Access, privilege: Privilege) -> Result<Gpa, Stop> {
         let context = self.hw.paging();
-        match paging::translate(&*self.vm.memory, &context, gva, access, privilege == Privilege::System) {
+        let system = privilege == Privilege::System;
+        if let Some(gpa) = paging::translate_quickly(&*self.vm.memory, &context, gva, access, system) {
+            return Ok(gpa);
+        }
+        match paging::translate(&*self.vm.memory, &context, gva, access, system) {
             Ok(gpa) => Ok(gpa),
             Err(TranslateError::Fault(exception)) => Err(Stop::Fault(exception)),
             Err(TranslateError::TableOutsideRam(gpa)) => {
@@ -127,6 +131,10 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
                 Err(Stop::Abort)
             }
         }
+    }
+
+    fn read_ram(&mut self, gpa: Gpa, buf: &mut [u8]) -> bool {
+        self.vm.memory.read(gpa, buf).is_ok()
     }
 
     fn fetch(&mut self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Stop> {
