@@ -270,12 +270,19 @@ impl Run {
             if !m.cpu.read_ram(from, block) {
                 break;
             }
+            from = from.wrapping_add(block.len() as u64);
+            if width == Width::Byte {
+                for &byte in &*block {
+                    m.cpu.port_out(self.port, width, u32::from(byte))?;
+                    self.done += 1;
+                }
+                continue;
+            }
             for element in block.chunks_exact(width.bytes()) {
                 let value = element.iter().rfold(0, |value, &byte| value << 8 | u32::from(byte));
                 m.cpu.port_out(self.port, width, value)?;
                 self.done += 1;
             }
-            from = from.wrapping_add(block.len() as u64);
         }
         if let Some(source) = &mut self.source {
             source.shift(self.step * self.done);

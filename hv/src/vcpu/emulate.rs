@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 use emul::{Cpu, Mode, Privilege, Stop};
 use x86defs::{
     Access, DescriptorTable, Gpa, Gpr, Gprs, GuestMemory, GuestMemoryExt, Gva, OutsideRam, PAGE_SIZE, Platform, Segment,
-    SegmentRegister, TimeSource, Vcpu, Width,
+    SegmentRegister, Time, TimeSource, Vcpu, Width,
     paging::{self, FetchCache, TranslateError},
 };
 
@@ -29,6 +29,8 @@ pub(super) struct Emulation<'a, P: Platform> {
     pub operand: Option<Gpa>,
     pub fetches: &'a mut FetchCache,
     pub error: Option<EmulationError>,
+    /// When the first port was accessed: near enough for the others of a REP string.
+    pub now: Option<Time>,
 }
 
 impl<P: Platform> Emulation<'_, P> {
@@ -205,7 +207,8 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
     }
 
     fn port_out(&mut self, port: u16, width: Width, value: u32) -> Result<(), Stop> {
-        self.vm.board.port_write(self.cx.now(), port, width, value);
+        let now = *self.now.get_or_insert_with(|| self.cx.now());
+        self.vm.board.port_write(now, port, width, value);
         Ok(())
     }
 
