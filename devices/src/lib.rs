@@ -12,11 +12,13 @@ extern crate std;
 
 pub mod acpi_pm;
 mod fifo;
+pub mod hpet;
 pub mod i8042;
 pub mod interrupt;
 pub mod ioapic;
 pub mod lapic;
 mod line;
+mod missed;
 pub mod misc;
 pub mod pci;
 pub mod pic;
@@ -27,7 +29,8 @@ pub mod rtc;
 mod ticks;
 pub mod uart;
 
-pub use line::{Line, LineSink};
+pub use line::{Gate, Line, LineSink, MessageSink, PinState};
+pub use missed::MissedTicks;
 pub use x86defs::{Duration, Rate, Time, Width};
 
 /// A device in the I/O port space. `offset` is relative to the first port that the device claims, so always within its claim.

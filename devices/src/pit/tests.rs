@@ -13,7 +13,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let sink = Arc::new(Recorder::default());
-        let pit = Pit::new(Line::new(sink.clone(), 0));
+        let pit = Pit::new(Line::new(sink.clone(), 0), MissedTicks::Merge);
         Self { pit, sink, tick: 1000 }
     }
 
@@ -507,7 +507,7 @@ proptest! {
     #[test]
     fn any_sequence_has_deadlines_ahead_and_survives_a_restore(ops in prop::collection::vec(op(), 1..100), cut in 0..100usize) {
         let mut now = Time(0);
-        let mut pit = Pit::new(Line::unconnected());
+        let mut pit = Pit::new(Line::unconnected(), MissedTicks::Deliver);
         let mut copy: Option<Pit> = None;
         for (i, &(wait, op)) in ops.iter().enumerate() {
             now += Duration(wait);
@@ -517,12 +517,12 @@ proptest! {
                 prop_assert_eq!(copy.save(), pit.save());
             }
             if i == cut {
-                let mut other = Pit::new(Line::unconnected());
+                let mut other = Pit::new(Line::unconnected(), MissedTicks::Deliver);
                 other.restore(&pit.save());
                 copy = Some(other);
             }
             let mut ahead = pit.save();
-            let mut other = Pit::new(Line::unconnected());
+            let mut other = Pit::new(Line::unconnected(), MissedTicks::Deliver);
             other.restore(&ahead);
             other.advance(now);
             ahead = other.save();
@@ -560,7 +560,7 @@ proptest! {
     /// A saved state that nobody of ours wrote.
     #[test]
     fn any_state_can_be_restored(since in any::<u64>(), elapsed in any::<u64>(), count in any::<u32>(), handled in any::<u64>(), modes in any::<[u8; 3]>(), ops in prop::collection::vec(op(), 1..10)) {
-        let mut pit = Pit::new(Line::unconnected());
+        let mut pit = Pit::new(Line::unconnected(), MissedTicks::Deliver);
         for (i, mode) in modes.into_iter().enumerate() {
             pit.port_write(Time(0), 3, Width::Byte, u32::from((i as u8) << 6 | mode & 0xf | 0x30));
         }
