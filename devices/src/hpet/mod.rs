@@ -233,16 +233,17 @@ impl Hpet {
         let state = self.pin_state(n);
         let timer = &mut self.timers[n];
         let (level, wanted) = (timer.config.contains(TimerConfig::LEVEL), timer.config.contains(TimerConfig::INTERRUPT));
-        let catches_up = wanted && state != PinState::Masked && timer.is_periodic() && timer.period >= MIN_PERIOD.0 / TICK_NS;
+        let catches_up = wanted && timer.is_periodic() && timer.period >= MIN_PERIOD.0 / TICK_NS;
         let busy = if level { self.status >> n & 1 != 0 } else { state == PinState::Waiting };
-        if catches_up {
-            timer.owed.add(if busy { matches } else { matches - 1 });
-        } else {
+        if !catches_up {
             timer.owed.clear();
+        } else if state != PinState::Masked {
+            timer.owed.add(if busy { matches } else { matches - 1 });
         }
         if level {
             self.status |= 1 << n;
-        } else if wanted && !busy {
+        } else if wanted {
+            // Also where one waits: it may wait at the controller that the guest does not use.
             self.made_good(n, now);
             self.fire_edge(n);
         }

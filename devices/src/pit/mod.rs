@@ -119,19 +119,15 @@ impl Pit {
     fn interrupt(&mut self, edges: u64, tick: u64) {
         let [timer, ..] = &self.channels;
         let state = self.line.state();
-        let waits = state == PinState::Waiting;
-        let missed = if waits { edges } else { edges - 1 };
+        let missed = if state == PinState::Waiting { edges } else { edges - 1 };
         self.missed = self.missed.wrapping_add(missed);
-        let makes_good = timer.period().is_some_and(|count| count >= MIN_COUNT) && state != PinState::Masked;
-        if makes_good {
-            self.owed.add(missed);
-        } else {
+        if timer.period().is_none_or(|count| count < MIN_COUNT) {
             self.owed.clear();
-            self.retry = None;
+        } else if state != PinState::Masked {
+            self.owed.add(missed);
         }
-        if !waits {
-            self.raise(tick);
-        }
+        // Also where one waits: it may wait at the controller that the guest does not use.
+        self.raise(tick);
     }
 
     /// An edge for the interrupt controllers, and when the next that is owed comes.

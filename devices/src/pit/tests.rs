@@ -372,6 +372,50 @@ fn counter_0_interrupts_periodically() {
 }
 
 #[test]
+fn missed_interrupts_are_made_good() {
+    for (policy, expected) in [(MissedTicks::Deliver, 28), (MissedTicks::Merge, 20)] {
+        let mut b = Bench::new();
+        b.pit = Pit::new(Line::new(b.sink.clone(), 0), policy);
+        b.out(3, 0x34);
+        b.count(0, 1000);
+        let start = b.tick + 1;
+        let mut edges = b.edges_until(start + 2000).len();
+        // The guest is away for eight and a half periods: an interrupt waits for it, and the eight that come are one with it.
+        b.sink.1.lock().unwrap().insert(0, PinState::Waiting);
+        edges += b.edges_until(start + 10_500).len();
+        b.sink.1.lock().unwrap().clear();
+        let good = b.edges_until(start + 20_000);
+        edges += good.len();
+        assert_eq!(edges, expected, "{policy:?}: {good:?}");
+    }
+}
+
+#[test]
+fn a_new_count_owes_nothing() {
+    let mut b = Bench::new();
+    b.pit = Pit::new(Line::new(b.sink.clone(), 0), MissedTicks::Deliver);
+    b.out(3, 0x34);
+    b.count(0, 1000);
+    b.tick += 5_500;
+    let now = b.now();
+    b.pit.advance(now);
+    b.out(3, 0x34);
+    b.count(0, 2000);
+    let start = b.tick + 1;
+    assert_eq!(b.edges_until(start + 4000), [start + 2000, start + 4000]);
+}
+
+/// 10 us is the least, as for all timers.
+#[test]
+fn a_count_of_two_is_no_interrupt_storm() {
+    let mut b = Bench::new();
+    b.out(3, 0x34);
+    b.count(0, 2);
+    let edges = b.edges_until(b.tick + 12_000);
+    assert!((900..=1001).contains(&edges.len()), "{}", edges.len());
+}
+
+#[test]
 fn counter_0_one_shots() {
     let mut b = Bench::new();
     // Linux's pit_set_oneshot() and pit_next_event(): mode 4.
