@@ -11,6 +11,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod acpi_pm;
+pub mod debugcon;
 mod fifo;
 pub mod hpet;
 pub mod i8042;
@@ -18,8 +19,8 @@ pub mod interrupt;
 pub mod ioapic;
 pub mod lapic;
 mod line;
-mod missed;
 pub mod misc;
+mod missed;
 pub mod pci;
 pub mod pic;
 pub mod pit;

@@ -15,11 +15,11 @@ use crate::{
 };
 use alloc::{sync::Arc, vec::Vec};
 use serde::{Deserialize, Serialize};
-pub use spec::{SIZE, TIMERS};
 use spec::{
     CAPABILITIES_LOW, ENABLE, FIRST_SHARED_LINE, LAST_TIMER_SHIFT, LEGACY_LINES, LEGACY_REPLACEMENT, PERIOD_FS, PERIOD_SHIFT,
     ROUTE_SHIFT, ROUTES, TICK_NS, TimerConfig, reg,
 };
+pub use spec::{SIZE, TIMERS};
 use x86defs::{Time, Width};
 
 /// Capabilities and ID, low half: what the ACPI table repeats.
@@ -295,7 +295,8 @@ impl Hpet {
             let ticks = timer.distance(counter).checked_add(1);
             let at = ticks.and_then(|ticks| self.handled.checked_add(ticks)?.checked_mul(TICK_NS));
             let Some(at) = at else { continue };
-            let soonest = if timer.is_periodic() && timer.period < MIN_PERIOD.0 / TICK_NS { now.saturating_add(MIN_PERIOD.0) } else { 0 };
+            let soonest =
+                if timer.is_periodic() && timer.period < MIN_PERIOD.0 / TICK_NS { now.saturating_add(MIN_PERIOD.0) } else { 0 };
             let at = at.max(soonest);
             first = Some(first.map_or(at, |first| first.min(at)));
         }

@@ -48,7 +48,7 @@ impl PciFunction for Device {
 
 fn board() -> PciBus<ChipsetFunction> {
     let mut bus = PciBus::new();
-    bus.add(HOST_BRIDGE, ChipsetFunction::HostBridge(HostBridge::new(2 << 30, 1 << 30))).unwrap();
+    bus.add(HOST_BRIDGE, ChipsetFunction::HostBridge(HostBridge::new(2 << 30, 1 << 30, 0xb000_0000))).unwrap();
     bus.add(LPC_BRIDGE, ChipsetFunction::LpcBridge(LpcBridge::new(0x600, PIRQ_IRQS))).unwrap();
     bus
 }

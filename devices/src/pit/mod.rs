@@ -136,7 +136,8 @@ impl Pit {
         self.line.set(true);
         let [timer, ..] = &self.channels;
         let period = timer.period().filter(|_| self.owed.is_some());
-        self.retry = period.and_then(|count| self.clock.time_of(tick.saturating_add((u64::from(count) / 8).max(MIN_COUNT.into()))));
+        self.retry =
+            period.and_then(|count| self.clock.time_of(tick.saturating_add((u64::from(count) / 8).max(MIN_COUNT.into()))));
     }
 
     /// One of the interrupts that are owed, if the one before has been taken. If not, the next period tries again.

@@ -1,7 +1,7 @@
 //! The timer: counting, modes and their changes, TSC deadline.
 
-use crate::MissedTicks;
 use super::*;
+use crate::MissedTicks;
 use crate::lapic::timer::MIN_PERIOD;
 use x86defs::Rate;
 
