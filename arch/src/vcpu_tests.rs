@@ -23,6 +23,11 @@ impl Registers for Fake {
     fn set_rip(&mut self, rip: u64) {
         self.rip = rip;
     }
+    fn retire(&mut self) -> u64 {
+        self.rip = self.question.next_rip;
+        self.shadow = false;
+        self.rflags
+    }
     fn rflags(&self) -> u64 {
         self.rflags
     }

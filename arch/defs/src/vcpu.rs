@@ -78,6 +78,17 @@ impl VcpuState {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UnknownMsr(pub u32);
 
+/// Who has a vCPU `V` and answers its questions.
+pub trait Owner<V> {
+    /// What an answer leads to.
+    type Outcome;
+
+    fn vcpu(&mut self) -> &mut V;
+
+    /// Answers an exit of the vCPU.
+    fn answer(&mut self, exit: Exit) -> Self::Outcome;
+}
+
 /// A virtual CPU on one vendor's hardware.
 ///
 /// Life of an entry: `load` (once, when this pCPU takes the vCPU), then any number of `run`, then `unload`. All other methods may be
@@ -88,12 +99,19 @@ pub trait Vcpu: Send {
     /// Takes that state out of this pCPU again.
     fn unload(&mut self);
 
-    /// Completes the previous exit with `resume`, enters the guest, and returns its next question.
+    /// Enters the guest, and lets the vCPU's owner answer its next question. Only while loaded.
     /// Called with host interrupts disabled; returns so, having served any host interrupt that ended the entry.
-    fn run(&mut self, resume: Resume) -> Exit;
+    ///
+    /// The answer is given here and not by the caller so that it can be inlined behind each kind of exit: what is known there, the kind,
+    /// need not be written to memory and found out again.
+    fn run<O: Owner<Self>>(owner: &mut O) -> O::Outcome
+    where
+        Self: Sized;
 
-    /// Completes the previous exit with `resume` without entering; the next [`Vcpu::run`] gets [`Resume::Retry`]. For looking at the
-    /// state after the instruction (may an interrupt be taken now?) or putting the vCPU to sleep.
+    /// Completes the last exit with `resume`, its answer. Once for each exit at most; without it, the guest executes the same
+    /// instruction again. Only while loaded.
+    ///
+    /// Made to be inlined where the kind of answer is known, so that nothing is left of [`Resume`] but the registers it writes.
     fn complete(&mut self, resume: Resume);
 
     fn gprs(&self) -> &Gprs;
@@ -116,6 +134,8 @@ pub trait Vcpu: Send {
     fn set_ymm(&mut self, index: u8, value: [u128; 2]);
     /// Current privilege level, 0..=3.
     fn cpl(&self) -> u8;
+    /// True if the guest executes 64-bit code.
+    fn in_64_bit_mode(&self) -> bool;
     /// What the guest's own paging depends on.
     fn paging(&self) -> PagingContext;
     /// Bytes of the exiting instruction, as far as the CPU supplied them (SVM decode assists); empty if it did not.

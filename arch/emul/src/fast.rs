@@ -9,7 +9,7 @@ use crate::{
     Cpu, MAX_INSTRUCTION, Mode, Outcome, Privilege, Stop,
     machine::{Register, canonical, gpr},
 };
-use x86defs::{Access, Cr4, Gprs, Gva, PAGE_SIZE, Rflags, Segment, SegmentRegister, Width};
+use x86defs::{Access, Cr4, Gpa, Gprs, Gva, PAGE_SIZE, Rflags, Segment, SegmentRegister, Width};
 
 /// What an opcode does, in one byte. Zero is the load of an operand-sized register.
 mod kind {
@@ -206,44 +206,44 @@ fn absolute(head: &Head, bytes: &[u8; MAX_INSTRUCTION]) -> Option<Target> {
     Some(Target { offset, stack: false, immediate: 0, length: head.at + size })
 }
 
-/// Emulates the instruction, of which `known` bytes are real, if it is a plain access. `mode` is what [`Cpu::mode`] answers.
+/// Emulates the instruction if it is a plain access. `mode` is what [`Cpu::mode`] answers.
 #[inline(always)]
-pub(crate) fn run<C: Cpu>(cpu: &mut C, mode: (Mode, u32), bytes: &[u8; MAX_INSTRUCTION], known: usize) -> Option<Outcome> {
+pub(crate) fn run<C: Cpu>(cpu: &mut C, mode: (Mode, u32), bytes: &[u8; MAX_INSTRUCTION]) -> Option<Outcome> {
     let rest = u64::from_le_bytes(*bytes.first_chunk()?);
     let first = ONE_BYTE[usize::from(rest as u8)];
     // The most frequent forms have no prefix: with constants for what prefixes would say, their copy of `access` is half as long.
     match (mode, first & kind::SPECIAL == 0) {
         ((Mode::Long, _), true) => {
             let head = Head { rest: rest >> 8, at: 1, kind: first, rex: 0, operand: Width::Dword, narrow: false };
-            access::<C, true>(cpu, head, bytes, known)
+            access::<C, true>(cpu, head, bytes)
         }
         ((Mode::Protected, 32), true) => {
             let head = Head { rest: rest >> 8, at: 1, kind: first, rex: 0, operand: Width::Dword, narrow: true };
-            access::<C, false>(cpu, head, bytes, known)
+            access::<C, false>(cpu, head, bytes)
         }
         ((Mode::Long, _), false) if rest as u8 & 0xf0 == 0x40 => {
             // REX alone is the next most frequent.
             let rex = rest as u8;
             let kind = ONE_BYTE[usize::from((rest >> 8) as u8)];
             if kind & kind::SPECIAL != 0 {
-                return prefixed::<C, true>(cpu, rest, bytes, known);
+                return prefixed::<C, true>(cpu, rest, bytes);
             }
             let operand = if rex & 8 != 0 { Width::Qword } else { Width::Dword };
-            access::<C, true>(cpu, Head { rest: rest >> 16, at: 2, kind, rex, operand, narrow: false }, bytes, known)
+            access::<C, true>(cpu, Head { rest: rest >> 16, at: 2, kind, rex, operand, narrow: false }, bytes)
         }
-        ((Mode::Long, _), false) if first != kind::SPECIAL => prefixed::<C, true>(cpu, rest, bytes, known),
-        ((Mode::Protected, 32), false) if first != kind::SPECIAL => prefixed::<C, false>(cpu, rest, bytes, known),
+        ((Mode::Long, _), false) if first != kind::SPECIAL => prefixed::<C, true>(cpu, rest, bytes),
+        ((Mode::Protected, 32), false) if first != kind::SPECIAL => prefixed::<C, false>(cpu, rest, bytes),
         _ => None,
     }
 }
 
-fn prefixed<C: Cpu, const LONG: bool>(cpu: &mut C, rest: u64, bytes: &[u8; MAX_INSTRUCTION], known: usize) -> Option<Outcome> {
+fn prefixed<C: Cpu, const LONG: bool>(cpu: &mut C, rest: u64, bytes: &[u8; MAX_INSTRUCTION]) -> Option<Outcome> {
     let head = long_head::<LONG>(rest)?;
-    access::<C, LONG>(cpu, head, bytes, known)
+    access::<C, LONG>(cpu, head, bytes)
 }
 
 #[inline(always)]
-fn access<C: Cpu, const LONG: bool>(cpu: &mut C, head: Head, bytes: &[u8; MAX_INSTRUCTION], known: usize) -> Option<Outcome> {
+fn access<C: Cpu, const LONG: bool>(cpu: &mut C, head: Head, bytes: &[u8; MAX_INSTRUCTION]) -> Option<Outcome> {
     // By `kind::MEMORY`; a table, because it is a constant one without prefixes.
     let width = [head.operand, Width::Byte, Width::Word, Width::Byte][usize::from(head.kind & kind::MEMORY)];
     let rip = cpu.rip();
@@ -264,7 +264,10 @@ fn access<C: Cpu, const LONG: bool>(cpu: &mut C, head: Head, bytes: &[u8; MAX_IN
         is_flat(&cpu.segment(if target.stack { SegmentRegister::Ss } else { SegmentRegister::Ds }))
     };
     let rflags = cpu.rflags();
-    if !flat || target.length > known || linear % PAGE_SIZE > PAGE_SIZE - width.bytes() as u64 || rflags & Rflags::AC.bits() != 0
+    if !flat
+        || target.length > MAX_INSTRUCTION
+        || linear % PAGE_SIZE > PAGE_SIZE - width.bytes() as u64
+        || rflags & Rflags::AC.bits() != 0
     {
         return None;
     }
@@ -292,9 +295,18 @@ const fn byte_register(number: u8, rex: u8) -> Register {
     }
 }
 
+/// Where the operand is: what the exit was about, unless the guest has changed the instruction since.
+#[inline(always)]
+fn find<C: Cpu>(cpu: &mut C, linear: u64, access: Access) -> Result<Gpa, Stop> {
+    match cpu.operand() {
+        Some(gpa) if (gpa.0 ^ linear).is_multiple_of(PAGE_SIZE) => Ok(gpa),
+        _ => cpu.translate(Gva(linear), access, Privilege::Current),
+    }
+}
+
 #[inline(always)]
 fn load<C: Cpu>(cpu: &mut C, head: &Head, width: Width, linear: u64, number: u8) -> Result<(), Stop> {
-    let gpa = cpu.translate(Gva(linear), Access::Read, Privilege::Current)?;
+    let gpa = find(cpu, linear, Access::Read)?;
     let mut value = cpu.read(gpa, width)?;
     if head.kind & kind::BYTE_REGISTER != 0 {
         byte_register(number, head.rex).set(cpu.gprs_mut(), value);
@@ -311,7 +323,7 @@ fn load<C: Cpu>(cpu: &mut C, head: &Head, width: Width, linear: u64, number: u8)
 
 #[inline(always)]
 fn store<C: Cpu>(cpu: &mut C, head: &Head, width: Width, linear: u64, number: u8, immediate: u64) -> Result<(), Stop> {
-    let gpa = cpu.translate(Gva(linear), Access::Write, Privilege::Current)?;
+    let gpa = find(cpu, linear, Access::Write)?;
     let value = if head.kind & kind::IMMEDIATE != 0 {
         immediate
     } else if head.kind & kind::BYTE_REGISTER != 0 {

@@ -171,6 +171,20 @@ pub trait Cpu {
     /// Sets accessed and dirty bits. [`Access::Write`] is also asked for when the instruction reads first and writes then.
     fn translate(&mut self, gva: Gva, access: Access, privilege: Privilege) -> Result<Gpa, Stop>;
 
+    /// The 15 bytes at RIP (and one that is not looked at), if they can be had without ado: all in one page of RAM that may be
+    /// executed. Spares what [`Cpu::translate`] and [`Cpu::fetch`] do for one that has something special about it.
+    #[inline]
+    fn instruction(&mut self) -> Option<[u8; 16]> {
+        None
+    }
+
+    /// What the exit was about, if it was one access to device memory: an instruction with a single memory operand must mean this
+    /// address. Spares the translation of the operand, which the CPU has made already.
+    #[inline]
+    fn operand(&self) -> Option<Gpa> {
+        None
+    }
+
     /// Copies instruction bytes out of RAM. Never crosses a page, never touches a device: if `gpa` is not RAM, abort.
     fn fetch(&mut self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Stop>;
 
@@ -202,15 +216,23 @@ pub trait Cpu {
     /// Writes YMM register `index` and clears the bits above 255 (VEX). Called only after `vector` has answered.
     fn set_ymm(&mut self, index: u8, value: [u128; 2]);
 
-    /// The mode and the code segment's default operand and address size in bits. Derived from the registers; override it if
-    /// there is a cheaper way to know.
+    /// The mode and the code segment's default operand and address size in bits.
     #[inline]
     fn mode(&self) -> (Mode, u32) {
+        if self.in_64_bit_mode() { (Mode::Long, 64) } else { self.legacy_mode() }
+    }
+
+    /// True if the processor executes 64-bit code. Derived from the registers; override it if there is a cheaper way to know.
+    #[inline]
+    fn in_64_bit_mode(&self) -> bool {
+        self.efer() & Efer::LMA.bits() != 0 && self.segment(SegmentRegister::Cs).attributes.long()
+    }
+
+    /// [`Cpu::mode`] of all but 64-bit code.
+    #[doc(hidden)]
+    fn legacy_mode(&self) -> (Mode, u32) {
         let cs = self.segment(SegmentRegister::Cs).attributes;
         let long_mode = self.efer() & Efer::LMA.bits() != 0;
-        if long_mode && cs.long() {
-            return (Mode::Long, 64);
-        }
         let size = if cs.big() { 32 } else { 16 };
         if self.cr0() & Cr0::PE.bits() == 0 {
             // CS keeps its D bit between clearing PE and the far jump that follows.
@@ -237,23 +259,32 @@ pub fn init() {
 /// hold a whole instruction, the rest is fetched through [`Cpu::translate`] and [`Cpu::fetch`], and a #PF or #GP met there is
 /// the outcome; a second page is touched only if the instruction really reaches into it.
 pub fn emulate<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Outcome {
+    plain_access(cpu, bytes).unwrap_or_else(|| with_ado(cpu, bytes))
+}
+
+/// The part of [`emulate`] for what drivers do nearly always: an instruction that makes one plain access, and whose bytes are all known or
+/// easily had. `None` with nothing touched if it is not one; [`with_ado`] knows what to do then.
+#[inline(always)]
+pub fn plain_access<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Option<Outcome> {
     let mode = cpu.mode();
-    if let Some(known) = bytes.first_chunk()
-        && let Some(outcome) = fast::run(cpu, mode, known, MAX_INSTRUCTION)
-    {
-        return outcome;
-    }
+    let known = match bytes.first_chunk() {
+        Some(all) => *all,
+        None if bytes.is_empty() => *cpu.instruction()?.first_chunk()?,
+        None => return None,
+    };
+    fast::run(cpu, mode, &known)
+}
+
+/// The rest of [`emulate`], which knows every instruction.
+#[inline(never)]
+pub fn with_ado<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Outcome {
+    let mode = cpu.mode();
     let mut machine = Machine::new(cpu, mode);
     let mut code = Code::new(bytes);
     if bytes.is_empty()
         && let Err(halt) = code.extend(&mut machine)
     {
         return outcome(&machine, &code, Err(halt));
-    }
-    if bytes.len() < MAX_INSTRUCTION
-        && let Some(outcome) = fast::run(machine.cpu, mode, code.padded(), code.as_slice().len())
-    {
-        return outcome;
     }
     general(&mut machine, &mut code)
 }

@@ -4,7 +4,7 @@
 
 use super::spec::{interruption, reason, ro};
 use x86defs::{
-    Access, ControlRegister, Cr0, EntryFailure, Exception, Exit, Gpa, Gpr, TaskSwitch, TaskSwitchReason, Width, vector,
+    Access, ControlRegister, Cr0, EntryFailure, Exception, Exit, Gpa, Gpr, Owner, TaskSwitch, TaskSwitchReason, Width, vector,
 };
 
 /// What decoding needs to know. Each field is read only if the exit reason defines it, because a nested VMREAD is an exit itself.
@@ -25,20 +25,55 @@ pub trait Fields {
     fn remember_control(&mut self, qualification: u64);
 }
 
-/// Decodes the exit with exit-reason field `raw`.
+/// Decodes the exit with exit-reason field `raw`, and has it answered.
 #[inline(always)]
-pub fn decode<F: Fields>(raw: u32, f: &mut F) -> Exit {
-    // Bits above the basic reason are rare, so they fall through to the end instead of being looked at first.
+pub fn decode<F: Fields, O: Owner<F>>(raw: u32, owner: &mut O) -> O::Outcome {
+    // 26.9.1: the basic reason, and whether the entry failed. What else is there (enclave mode) makes no difference.
+    let raw = raw & (reason::ENTRY_FAILURE | 0xffff);
+    let f = owner.vcpu();
     match raw {
-        reason::CPUID => Exit::Cpuid { leaf: f.gpr(Gpr::Rax) as u32, subleaf: f.gpr(Gpr::Rcx) as u32 },
-        reason::IO => io(f.field(ro::EXIT_QUALIFICATION), f),
-        reason::RDMSR => Exit::MsrRead { index: f.gpr(Gpr::Rcx) as u32 },
-        reason::WRMSR => Exit::MsrWrite { index: f.gpr(Gpr::Rcx) as u32, value: edx_eax(f) },
+        reason::CPUID => {
+            let (leaf, subleaf) = (f.gpr(Gpr::Rax) as u32, f.gpr(Gpr::Rcx) as u32);
+            owner.answer(Exit::Cpuid { leaf, subleaf })
+        }
+        reason::IO => io(owner),
+        reason::RDMSR => {
+            let index = f.gpr(Gpr::Rcx) as u32;
+            owner.answer(Exit::MsrRead { index })
+        }
+        reason::WRMSR => {
+            let (index, value) = (f.gpr(Gpr::Rcx) as u32, edx_eax(f));
+            owner.answer(Exit::MsrWrite { index, value })
+        }
         reason::EPT_VIOLATION => {
             f.serve(reason::EPT_VIOLATION);
             let gpa = Gpa(f.field(ro::GUEST_PHYSICAL_ADDR_FULL));
-            Exit::Stage2Fault { gpa, access: ept_access(f.field(ro::EXIT_QUALIFICATION)) }
+            let qualification = f.field(ro::EXIT_QUALIFICATION);
+            if qualification & (EPT_LINEAR | EPT_FINAL) == EPT_LINEAR {
+                return tell(owner, Exit::TableFault { gpa });
+            }
+            owner.answer(Exit::Stage2Fault { gpa, access: ept_access(qualification) })
         }
+        reason::HLT => owner.answer(Exit::Hlt),
+        reason::VMCALL => owner.answer(Exit::Hypercall),
+        _ => seldom(raw, owner),
+    }
+}
+
+/// Has a question answered that comes seldom enough to be kept out of the way of the others.
+#[inline(never)]
+pub fn tell<F, O: Owner<F>>(owner: &mut O, exit: Exit) -> O::Outcome {
+    owner.answer(exit)
+}
+
+#[inline(never)]
+fn seldom<F: Fields, O: Owner<F>>(raw: u32, owner: &mut O) -> O::Outcome {
+    let exit = seldom_question(raw, owner.vcpu());
+    tell(owner, exit)
+}
+
+fn seldom_question<F: Fields>(raw: u32, f: &mut F) -> Exit {
+    match raw {
         reason::EXTERNAL_INTERRUPT | reason::PREEMPTION_TIMER => {
             f.serve(raw);
             Exit::HostInterrupt
@@ -51,9 +86,7 @@ pub fn decode<F: Fields>(raw: u32, f: &mut F) -> Exit {
             f.serve(reason::NMI_WINDOW);
             Exit::NmiWindow
         }
-        reason::HLT => Exit::Hlt,
         reason::PAUSE => Exit::Pause,
-        reason::VMCALL => Exit::Hypercall,
         reason::CR_ACCESS => cr_access(f.field(ro::EXIT_QUALIFICATION), f),
         reason::EXCEPTION_OR_NMI => {
             f.serve(reason::EXCEPTION_OR_NMI);
@@ -87,25 +120,16 @@ pub fn decode<F: Fields>(raw: u32, f: &mut F) -> Exit {
             f.serve(reason::APIC_ACCESS);
             Exit::Unknown { code: u64::from(raw), info: f.field(ro::EXIT_QUALIFICATION) }
         }
-        // Not asked for: INIT and SIPI, INVLPG, MOV DR, INVPCID, XSAVES ...
-        _ => unusual(raw, f),
-    }
-}
-
-/// An exit with more than a basic reason (26.9.1: the entry failed, or the guest was in an enclave), or an unknown one.
-#[cold]
-fn unusual<F: Fields>(raw: u32, f: &mut F) -> Exit {
-    let basic = u32::from(raw as u16);
-    if raw & reason::ENTRY_FAILURE != 0 {
-        // Reasons 33, 34 and 41 (28.8).
-        if basic == reason::ENTRY_MACHINE_CHECK {
-            f.serve(basic);
+        // 28.8: reasons 33, 34 and 41 with the flag for a failed entry.
+        _ if raw & reason::ENTRY_FAILURE != 0 => {
+            let basic = u32::from(raw as u16);
+            if basic == reason::ENTRY_MACHINE_CHECK {
+                f.serve(basic);
+            }
+            Exit::EntryFailed(EntryFailure { code: u64::from(basic), info: f.field(ro::EXIT_QUALIFICATION) })
         }
-        Exit::EntryFailed(EntryFailure { code: u64::from(basic), info: f.field(ro::EXIT_QUALIFICATION) })
-    } else if basic != raw {
-        decode(basic, f)
-    } else {
-        Exit::Unknown { code: u64::from(raw), info: f.field(ro::EXIT_QUALIFICATION) }
+        // Not asked for: INIT and SIPI, INVLPG, MOV DR, INVPCID, XSAVES ...
+        _ => Exit::Unknown { code: u64::from(raw), info: f.field(ro::EXIT_QUALIFICATION) },
     }
 }
 
@@ -115,29 +139,36 @@ fn edx_eax<F: Fields>(f: &F) -> u64 {
 
 /// Exit qualification (29.2.1): size in bits 2:0, direction in 3, string in 4, port in 31:16.
 #[inline(always)]
-fn io<F: Fields>(qualification: u64, f: &mut F) -> Exit {
+fn io<F: Fields, O: Owner<F>>(owner: &mut O) -> O::Outcome {
+    let f = owner.vcpu();
+    let qualification = f.field(ro::EXIT_QUALIFICATION);
     let width = io_width(qualification);
     let port = (qualification >> 16) as u16;
     let read = qualification & 1 << 3 != 0;
     if qualification & 1 << 4 != 0 {
-        Exit::PortString { port, width, write: !read }
+        tell(owner, Exit::PortString { port, width, write: !read })
     } else if read {
         f.remember_width(width);
-        Exit::PortRead { port, width }
+        owner.answer(Exit::PortRead { port, width })
     } else {
-        Exit::PortWrite { port, width, value: (f.gpr(Gpr::Rax) & width.mask()) as u32 }
+        let value = (f.gpr(Gpr::Rax) & width.mask()) as u32;
+        owner.answer(Exit::PortWrite { port, width, value })
     }
 }
 
 #[inline(always)]
 const fn io_width(qualification: u64) -> Width {
-    match qualification & 7 {
-        0 => Width::Byte,
-        1 => Width::Word,
-        // 3; no other value is defined.
-        _ => Width::Dword,
-    }
+    // Of the values, 0, 1 and 3 are defined. A table, because it comes to one load.
+    const WIDTHS: [Width; 8] = {
+        use Width::{Byte, Dword, Word};
+        [Byte, Word, Dword, Dword, Dword, Dword, Dword, Dword]
+    };
+    WIDTHS[(qualification & 7) as usize]
 }
+
+/// Of an EPT violation's exit qualification: there is a linear address, and the access was to what it translates to, not to a table on the way.
+const EPT_LINEAR: u64 = 1 << 7;
+const EPT_FINAL: u64 = 1 << 8;
 
 /// Exit qualification (29.2.1): bit 0 read, 1 write, 2 fetch. A read-modify-write sets both of the first two, and needs the right to write.
 const fn ept_access(qualification: u64) -> Access {
@@ -274,6 +305,16 @@ mod tests {
         }
     }
 
+    impl Owner<Self> for Fake {
+        type Outcome = Exit;
+        fn vcpu(&mut self) -> &mut Self {
+            self
+        }
+        fn answer(&mut self, exit: Exit) -> Exit {
+            exit
+        }
+    }
+
     const Q: u32 = ro::EXIT_QUALIFICATION;
     const GPA: u32 = ro::GUEST_PHYSICAL_ADDR_FULL;
     const INFO: u32 = ro::VMEXIT_INTERRUPTION_INFO;
@@ -303,6 +344,7 @@ mod tests {
             (48, &[(GPA, 0xfee0_0300), (Q, 0x182)], fault(0xfee0_0300, Access::Write)),
             (48, &[(GPA, 0xfee0_0300), (Q, 0x183)], fault(0xfee0_0300, Access::Write)),
             (48, &[(GPA, 0xfec0_0000), (Q, 0x181)], fault(0xfec0_0000, Access::Read)),
+            (48, &[(GPA, 0xfec0_0000), (Q, 0x81)], Exit::TableFault { gpa: Gpa(0xfec0_0000) }),
             (48, &[(GPA, 0xa_0000), (Q, 0x184)], fault(0xa_0000, Access::Execute)),
             (49, &[(GPA, 0x1234_5000)], unknown(49, 0x1234_5000)),
             (0, &[(INFO, 0x8000_0301)], raised(1, None, None)),

@@ -313,7 +313,7 @@ impl Hpet {
     fn read_register(&self, offset: u64) -> u64 {
         match offset {
             reg::CAPABILITIES => u64::from(ID) | PERIOD_FS << PERIOD_SHIFT,
-            reg::CONFIGURATION => u64::from(self.enabled) * ENABLE | u64::from(self.legacy) * LEGACY_REPLACEMENT,
+            reg::CONFIGURATION => (u64::from(self.enabled) * ENABLE) | (u64::from(self.legacy) * LEGACY_REPLACEMENT),
             reg::STATUS => self.status.into(),
             reg::COUNTER => self.counter_at(self.handled),
             _ => match Self::timer_of(offset) {

@@ -15,21 +15,24 @@
 //! after, then the bit is set again when both are done, and the owner looks again before it enters the guest or sleeps.
 //! The same goes for the other bits; an IRR bit itself is cleared by the owner alone, so a query's answer stays true until it accepts.
 
-mod interleave;
+#[cfg(all(test, loom))]
+mod model;
 mod page;
 mod post;
 mod registers;
 pub mod spec;
 mod state;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;
 mod timer;
 
-use crate::interrupt::{ApicAddress, ApicMode};
 pub use crate::interrupt::{DeliveryMode, DestinationMode, Ipi, Shorthand, Trigger};
-use core::sync::atomic::{
-    AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Acquire, Relaxed, Release},
+use crate::{
+    interrupt::{ApicAddress, ApicMode},
+    sync::atomic::{
+        AtomicU32, AtomicU64,
+        Ordering::{AcqRel, Acquire, Relaxed, Release},
+    },
 };
 pub use page::ApicPage;
 use page::place;
@@ -156,7 +159,6 @@ impl LocalApic {
         // State before IRR: the order of a query, so that a request posted meanwhile is either gone or announced.
         self.state.fetch_and(!(flag::WORDS | flag::IRR | flag::EXTINT | flag::NMI | flag::EXTINT_MESSAGE), AcqRel);
         for index in 0..8 {
-            interleave::point();
             self.page.vectors(reg::IRR, index).swap(0, AcqRel);
         }
         self.page.reset();
@@ -294,10 +296,8 @@ impl LocalApic {
         if found.is_some() {
             return found;
         }
-        interleave::point();
         // Nothing to deliver: no need to look again until something is posted or the priority falls.
         let state = self.state.fetch_and(!flag::IRR, AcqRel);
-        interleave::point();
         let found = self.deliverable(state);
         if found.is_some() {
             self.state.fetch_or(flag::IRR, Release);
@@ -320,9 +320,7 @@ impl LocalApic {
             if let Some(bit) = requests.load(Acquire).checked_ilog2() {
                 return Some((index << 5 | bit) as u8);
             }
-            interleave::point();
             self.state.fetch_and(!(1 << index), AcqRel);
-            interleave::point();
             if requests.load(Acquire) == 0 {
                 words &= !(1 << index);
             } else {
@@ -337,7 +335,6 @@ impl LocalApic {
         let (index, bit) = place(vector);
         let requests = self.page.vectors(reg::IRR, index);
         let emptied = requests.fetch_and(!bit, AcqRel) & !bit == 0;
-        interleave::point();
 
         let in_service = self.page.vectors(reg::ISR, index);
         in_service.store(in_service.load(Relaxed) | bit, Relaxed);
@@ -347,7 +344,6 @@ impl LocalApic {
         // It was the most urgent one, so the others wait for its EOI - but for those posted in the meantime.
         let done = flag::IRR | if emptied { 1 << index } else { 0 };
         let mut state = self.state.fetch_and(!done, AcqRel) & !done;
-        interleave::point();
         if emptied && requests.load(Acquire) != 0 {
             state |= 1 << index;
             self.state.fetch_or(1 << index, Release);
@@ -362,7 +358,6 @@ impl LocalApic {
     fn reconsider(&self) {
         // A concurrent post sets the word's bit and this one in one go, so nothing is missed between load and store.
         if self.state.load(Relaxed) & flag::WORDS != 0 {
-            interleave::point();
             self.state.fetch_or(flag::IRR, Release);
         }
     }
@@ -500,7 +495,6 @@ impl LocalApic {
             return true;
         }
         // As in `find_pending`.
-        interleave::point();
         self.state.fetch_and(!flag::EXTINT, AcqRel);
         let pending = self.extint_deliverable();
         if pending {

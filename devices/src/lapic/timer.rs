@@ -1,17 +1,17 @@
 //! The local APIC's timer (SDM vol. 3A, 11.5.4): its state is a function of time.
 
 use super::{
-    Effect, LocalApic, interleave,
+    Effect, LocalApic,
     spec::{TDCR_WRITABLE, divide_shift, lvt, reg},
 };
 pub use crate::missed::MIN_PERIOD;
 use crate::{
     interrupt::Trigger,
     missed::{MOST_OWED, MissedTicks, pace},
-};
-use core::sync::atomic::{
-    AtomicBool, AtomicU64,
-    Ordering::{AcqRel, Acquire, Relaxed, Release},
+    sync::atomic::{
+        AtomicBool, AtomicU64,
+        Ordering::{AcqRel, Acquire, Relaxed, Release},
+    },
 };
 use x86defs::{Rate, Time};
 
@@ -70,7 +70,7 @@ pub(super) struct Timer {
 }
 
 impl Timer {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             expiry: AtomicU64::new(NEVER),
             tsc_deadline: AtomicU64::new(0),
@@ -144,7 +144,6 @@ impl LocalApic {
             (Mode::Periodic, period @ 1..) => self.next_beat(now.0, expiry, period, entry),
             _ => (NEVER, None),
         };
-        interleave::point();
         // If this fails, then another CPU has noticed the same expiry, or the owner has programmed the timer anew.
         if self.timer.expiry.compare_exchange(expiry, next, AcqRel, Acquire).is_err() {
             return false;

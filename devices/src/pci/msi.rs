@@ -15,7 +15,7 @@ const MSI_ID: u8 = 0x05;
 const MSIX_ID: u8 = 0x11;
 
 /// Registers of the MSI capability with 64-bit addresses and per-vector masks (6.8.1), from its start.
-mod msi {
+mod capability {
     /// In the upper half: message control.
     pub const CONTROL: u8 = 0x00;
     pub const ADDRESS: u8 = 0x04;
@@ -101,20 +101,20 @@ impl Interrupts {
         if !vectors.is_power_of_two() || vectors > MAX_MSI {
             return Err(InterruptError::Vectors(vectors.into()));
         }
-        let control = msi::BITS_64 | msi::MASKABLE | vectors.ilog2() << msi::CAPABLE_SHIFT;
-        let mut body = [0; msi::BODY];
-        let mut writable = [0; msi::BODY];
+        let control = capability::BITS_64 | capability::MASKABLE | vectors.ilog2() << capability::CAPABLE_SHIFT;
+        let mut body = [0; capability::BODY];
+        let mut writable = [0; capability::BODY];
         body[..2].copy_from_slice(&((control >> 16) as u16).to_le_bytes());
         let masks = u32::MAX >> (32 - u32::from(vectors));
         let parts: [(u8, u32); 5] = [
-            (msi::CONTROL + 2, msi::CONTROL_WRITABLE.into()),
-            (msi::ADDRESS, !3),
-            (msi::ADDRESS_HIGH, !0),
-            (msi::DATA, 0xffff),
-            (msi::MASKS, masks),
+            (capability::CONTROL + 2, capability::CONTROL_WRITABLE.into()),
+            (capability::ADDRESS, !3),
+            (capability::ADDRESS_HIGH, !0),
+            (capability::DATA, 0xffff),
+            (capability::MASKS, masks),
         ];
         for (at, bits) in parts {
-            let bytes = if at == msi::CONTROL + 2 { 2 } else { 4 };
+            let bytes = if at == capability::CONTROL + 2 { 2 } else { 4 };
             for (slot, byte) in writable.iter_mut().skip(usize::from(at) - 2).zip(bits.to_le_bytes()).take(bytes) {
                 *slot = byte;
             }
@@ -156,7 +156,7 @@ impl Interrupts {
     }
 
     fn msi_enabled(&self, config: &ConfigSpace) -> bool {
-        self.msi.is_some_and(|at| config.read(at) & msi::ENABLE != 0)
+        self.msi.is_some_and(|at| config.read(at) & capability::ENABLE != 0)
     }
 
     /// Whether the system has switched to messages. The pin is quiet then (6.8.1.3, 6.8.2.3).
@@ -184,12 +184,12 @@ impl Interrupts {
     pub fn signal(&mut self, config: &mut ConfigSpace, vector: u16) {
         if self.msix_enabled(config) {
             self.signal_msix(config, vector);
-        } else if let Some(at) = self.msi.filter(|&at| config.read(at) & msi::ENABLE != 0) {
+        } else if let Some(at) = self.msi.filter(|&at| config.read(at) & capability::ENABLE != 0) {
             // With fewer vectors than it has, the function uses those that there are.
-            let enabled = (config.read(at) >> msi::ENABLED_SHIFT & 7).min(5);
+            let enabled = (config.read(at) >> capability::ENABLED_SHIFT & 7).min(5);
             let vector = u32::from(vector) & ((1 << enabled) - 1);
-            if config.read(at + msi::MASKS) >> vector & 1 != 0 {
-                config.put(at + msi::PENDING, config.read(at + msi::PENDING) | 1 << vector);
+            if config.read(at + capability::MASKS) >> vector & 1 != 0 {
+                config.put(at + capability::PENDING, config.read(at + capability::PENDING) | 1 << vector);
             } else {
                 self.send_msi(config, at, vector);
             }
@@ -204,11 +204,11 @@ impl Interrupts {
     }
 
     fn send_msi(&self, config: &ConfigSpace, at: u8, vector: u32) {
-        let address = u64::from(config.read(at + msi::ADDRESS_HIGH)) << 32 | u64::from(config.read(at + msi::ADDRESS));
-        let enabled = (config.read(at) >> msi::ENABLED_SHIFT & 7).min(5);
+        let address = u64::from(config.read(at + capability::ADDRESS_HIGH)) << 32 | u64::from(config.read(at + capability::ADDRESS));
+        let enabled = (config.read(at) >> capability::ENABLED_SHIFT & 7).min(5);
         // 6.8.1.4: the low bits of the data say which vector.
         let low = (1u32 << enabled) - 1;
-        self.send(config, address, config.read(at + msi::DATA) & 0xffff & !low | vector & low);
+        self.send(config, address, config.read(at + capability::DATA) & 0xffff & !low | vector & low);
     }
 
     fn signal_msix(&mut self, config: &ConfigSpace, vector: u16) {
@@ -226,10 +226,10 @@ impl Interrupts {
     /// Something was written to the configuration space: masks may have gone, and the pin may be quiet or not any more.
     pub fn config_written(&mut self, config: &mut ConfigSpace) {
         self.update_pin(config);
-        if let Some(at) = self.msi.filter(|&at| config.read(at) & msi::ENABLE != 0) {
-            let due = config.read(at + msi::PENDING) & !config.read(at + msi::MASKS);
+        if let Some(at) = self.msi.filter(|&at| config.read(at) & capability::ENABLE != 0) {
+            let due = config.read(at + capability::PENDING) & !config.read(at + capability::MASKS);
             if due != 0 {
-                config.put(at + msi::PENDING, config.read(at + msi::PENDING) & !due);
+                config.put(at + capability::PENDING, config.read(at + capability::PENDING) & !due);
                 for vector in (0..u32::from(MAX_MSI)).filter(|vector| due >> vector & 1 != 0) {
                     self.send_msi(config, at, vector);
                 }

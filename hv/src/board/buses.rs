@@ -6,7 +6,7 @@ use crate::layout;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 use devices::{
-    Gate, Line, LineSink, MmioDevice, TimedDevice,
+    Gate, Line, LineSink, MmioDevice, PortDevice, TimedDevice,
     hpet::{self, Hpet},
     pci::{ChipsetFunction, ConfigEffect, DevFn, PciDevice, PciSerial},
     uart::{ModemLines, Uart},
@@ -98,7 +98,7 @@ impl Board {
             return self.pci.lock().memory_read(offset, width);
         }
         let hit = self.windows.lock().memory(gpa.0, width);
-        self.device_read(now, hit, width)
+        self.function_read(now, hit, width)
     }
 
     /// A write to device memory that is neither a local APIC's nor the IOAPIC's.
@@ -128,23 +128,23 @@ impl Board {
             return;
         }
         let hit = self.windows.lock().memory(gpa.0, width);
-        self.device_write(now, hit, width, value);
+        self.function_write(now, hit, width, value);
     }
 
     /// A port that no device of the board claims: a PCI function's, or nobody's.
     #[inline(never)]
     pub(super) fn unclaimed_read(&self, now: Time, port: u16, width: Width) -> u32 {
         let hit = self.windows.lock().port(port, width);
-        self.device_read(now, hit, width) as u32
+        self.function_read(now, hit, width) as u32
     }
 
     #[inline(never)]
     pub(super) fn unclaimed_write(&self, now: Time, port: u16, width: Width, value: u32) {
         let hit = self.windows.lock().port(port, width);
-        self.device_write(now, hit, width, value.into());
+        self.function_write(now, hit, width, value.into());
     }
 
-    fn device_read(&self, now: Time, hit: Option<(usize, u8, u64)>, width: Width) -> u64 {
+    fn function_read(&self, now: Time, hit: Option<(usize, u8, u64)>, width: Width) -> u64 {
         let Some((device, bar, offset)) = hit.and_then(|(n, bar, offset)| Some((self.devices.get(n)?, bar, offset))) else {
             return width.mask();
         };
@@ -157,7 +157,7 @@ impl Board {
         value
     }
 
-    fn device_write(&self, now: Time, hit: Option<(usize, u8, u64)>, width: Width, value: u64) {
+    fn function_write(&self, now: Time, hit: Option<(usize, u8, u64)>, width: Width, value: u64) {
         let Some((n, bar, offset)) = hit else { return };
         let Some(device) = self.devices.get(n) else { return };
         {
@@ -218,6 +218,43 @@ impl Board {
     pub(super) fn com_claims(serial: [bool; SERIAL_PORTS]) -> impl Iterator<Item = (PortOwner, u16, u16)> {
         let asked = COMS.into_iter().zip(serial.into_iter().skip(1)).filter(|(_, asked)| *asked);
         (0u8..).zip(asked).map(|(n, ((port, _), _))| (PortOwner::Com(n), port, 8))
+    }
+
+    #[inline(never)]
+    pub(super) fn com_read(&self, index: u8, now: Time, offset: u16, width: Width) -> u32 {
+        match self.coms.get(usize::from(index)) {
+            Some(com) => self.timed_read(com, now, offset, width),
+            None => width.mask() as u32,
+        }
+    }
+
+    #[inline(never)]
+    pub(super) fn com_write(&self, index: u8, now: Time, offset: u16, width: Width, value: u32) {
+        let Some(com) = self.coms.get(usize::from(index)) else { return };
+        self.timed_write(com, now, offset, width, value);
+        if com.lock().peek_output().is_some() {
+            self.events.store(true, Ordering::Release);
+        }
+    }
+
+    #[inline(never)]
+    pub(super) fn rtc_read(&self, now: Time, offset: u16, width: Width) -> u32 {
+        let value = self.timed_read(&self.rtc, now, offset, width);
+        self.note_rtc_alarm();
+        value
+    }
+
+    /// A line of the debug console goes to the log.
+    #[inline(never)]
+    pub(super) fn debug_write(&self, now: Time, offset: u16, width: Width, value: u32) {
+        let line = {
+            let mut console = self.debug_console.lock();
+            console.port_write(now, offset, width, value);
+            console.take_line()
+        };
+        if let Some(line) = line {
+            log::debug!(target: "guest", "{}: {}", self.name, core::str::from_utf8(&line).unwrap_or_default());
+        }
     }
 
     /// Earliest deadline of the devices that not every board has.

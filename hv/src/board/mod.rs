@@ -27,7 +27,7 @@ use devices::{
 };
 pub use ports::{Overlap, PortMap};
 use spin::Mutex;
-use x86defs::{Gpa, Time, Width};
+use x86defs::{Gpa, Time, TimeSource, Width};
 
 /// Who answers a port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -217,30 +217,32 @@ impl Board {
         claims.any(|(_, first, count)| (first..first + count).contains(&port)).then_some(port)
     }
 
-    /// IN. What nobody claims reads all ones.
-    pub fn port_read(&self, now: Time, port: u16, width: Width) -> u32 {
-        let Some((owner, offset)) = self.ports.find(port) else { return self.unclaimed_read(now, port, width) };
+    /// IN. `clock` is asked only if the device wants to know the time. What nobody claims reads all ones.
+    #[inline(always)]
+    pub fn port_read(&self, clock: impl TimeSource, port: u16, width: Width) -> u32 {
+        match self.ports.find(port) {
+            Some((owner, offset)) => self.device_read(owner, clock.now(), port, offset, width),
+            None => self.unclaimed_read(clock.now(), port, width),
+        }
+    }
+
+    /// Each device's way is a function of its own, so that none pays for another's registers and stack.
+    #[inline(always)]
+    fn device_read(&self, owner: PortOwner, now: Time, port: u16, offset: u16, width: Width) -> u32 {
         match owner {
             PortOwner::Pic => self.router.pic_read(now, port, width),
-            PortOwner::Pit => self.pit.lock().port_read(now, offset, width),
-            PortOwner::Port61 => self.pit.lock().port_read(now, pit::PORT_61_OFFSET, width),
-            PortOwner::Rtc => {
-                let value = self.timed_read(&self.rtc, now, offset, width);
-                self.note_rtc_alarm();
-                value
-            }
+            PortOwner::Pit => read(&self.pit, now, offset, width),
+            PortOwner::Port61 => read(&self.pit, now, pit::PORT_61_OFFSET, width),
+            PortOwner::Rtc => self.rtc_read(now, offset, width),
             PortOwner::Uart => self.timed_read(&self.uart, now, offset, width),
-            PortOwner::Com(n) => match self.coms.get(usize::from(n)) {
-                Some(com) => self.timed_read(com, now, offset, width),
-                None => width.mask() as u32,
-            },
-            PortOwner::DebugConsole => self.debug_console.lock().port_read(now, offset, width),
-            PortOwner::Pci => self.pci.lock().port_read(now, offset, width),
+            PortOwner::Com(n) => self.com_read(n, now, offset, width),
+            PortOwner::DebugConsole => read(&self.debug_console, now, offset, width),
+            PortOwner::Pci => read(&self.pci, now, offset, width),
             PortOwner::AcpiPm => self.timed_read(&self.pm, now, offset, width),
-            PortOwner::I8042Data => self.i8042.lock().port_read(now, i8042::DATA_OFFSET, width),
-            PortOwner::I8042Command => self.i8042.lock().port_read(now, i8042::COMMAND_OFFSET, width),
-            PortOwner::Port92 => self.port_92.lock().port_read(now, offset, width),
-            PortOwner::PostCode => self.post_code.lock().port_read(now, offset, width),
+            PortOwner::I8042Data => read(&self.i8042, now, i8042::DATA_OFFSET, width),
+            PortOwner::I8042Command => read(&self.i8042, now, i8042::COMMAND_OFFSET, width),
+            PortOwner::Port92 => read(&self.port_92, now, offset, width),
+            PortOwner::PostCode => read(&self.post_code, now, offset, width),
             PortOwner::DebugExit => width.mask() as u32,
         }
     }
@@ -262,22 +264,8 @@ impl Board {
                     self.events.store(true, Ordering::Release);
                 }
             }
-            PortOwner::Com(n) => {
-                if let Some(com) = self.coms.get(usize::from(n)) {
-                    self.timed_write(com, now, offset, width, value);
-                    if com.lock().peek_output().is_some() {
-                        self.events.store(true, Ordering::Release);
-                    }
-                }
-            }
-            PortOwner::DebugConsole => {
-                let mut console = self.debug_console.lock();
-                console.port_write(now, offset, width, value);
-                if let Some(line) = console.take_line() {
-                    drop(console);
-                    log::debug!(target: "guest", "{}: {}", self.name, core::str::from_utf8(&line).unwrap_or_default());
-                }
-            }
+            PortOwner::Com(n) => self.com_write(n, now, offset, width, value),
+            PortOwner::DebugConsole => self.debug_write(now, offset, width, value),
             PortOwner::Pci => self.pci_write(now, offset, width, value),
             PortOwner::AcpiPm => {
                 self.timed_write(&self.pm, now, offset, width, value);
@@ -302,6 +290,7 @@ impl Board {
     }
 
     /// A read that may move the device's deadline.
+    #[inline(never)]
     fn timed_read<D: PortDevice + TimedDevice>(&self, device: &Mutex<D>, now: Time, offset: u16, width: Width) -> u32 {
         let mut device = device.lock();
         let before = device.deadline();
@@ -349,28 +338,43 @@ impl Board {
     }
 
     /// Device memory, as vCPU `vcpu` reads it. What nobody claims reads all ones.
-    pub fn mmio_read(&self, vcpu: u32, now: Time, gpa: Gpa, width: Width) -> u64 {
+    #[inline(always)]
+    pub fn mmio_read(&self, vcpu: u32, clock: impl TimeSource, gpa: Gpa, width: Width) -> u64 {
         if let Some(apic) = self.lapic_at(vcpu, gpa) {
-            return apic.mmio_read(now, gpa.page_offset(), width);
+            return apic.mmio_read(clock, gpa.page_offset(), width);
         }
+        self.shared_read(clock, gpa, width)
+    }
+
+    #[inline(never)]
+    fn shared_read(&self, clock: impl TimeSource, gpa: Gpa, width: Width) -> u64 {
         if gpa.page().0 == layout::IOAPIC_BASE {
             return self.router.ioapic_read(gpa.page_offset(), width);
         }
-        self.memory_read(now, gpa, width)
+        self.memory_read(clock.now(), gpa, width)
     }
 
     /// Device memory, as vCPU `vcpu` writes it. What nobody claims is dropped.
-    pub fn mmio_write(&self, vcpu: u32, now: Time, gpa: Gpa, width: Width, value: u64) {
+    #[inline(always)]
+    pub fn mmio_write(&self, vcpu: u32, clock: impl TimeSource, gpa: Gpa, width: Width, value: u64) {
         if let Some(apic) = self.lapic_at(vcpu, gpa) {
-            let effect = apic.mmio_write(now, gpa.page_offset(), width, value);
+            let effect = apic.mmio_write(clock, gpa.page_offset(), width, value);
             self.lapic_effect(vcpu, effect);
-        } else if gpa.page().0 == layout::IOAPIC_BASE {
-            self.router.ioapic_write(gpa.page_offset(), width, value);
         } else {
-            self.memory_write(now, gpa, width, value);
+            self.shared_write(clock, gpa, width, value);
         }
     }
 
+    #[inline(never)]
+    fn shared_write(&self, clock: impl TimeSource, gpa: Gpa, width: Width, value: u64) {
+        if gpa.page().0 == layout::IOAPIC_BASE {
+            self.router.ioapic_write(gpa.page_offset(), width, value);
+        } else {
+            self.memory_write(clock.now(), gpa, width, value);
+        }
+    }
+
+    #[inline(always)]
     fn lapic_at(&self, vcpu: u32, gpa: Gpa) -> Option<&LocalApic> {
         let apic = self.router.apics().get(vcpu as usize)?;
         (apic.mmio_base() == Some(gpa.page().0)).then_some(&**apic)
@@ -405,6 +409,12 @@ impl Board {
 
     fn timers_changed(&self) {
         self.timers_changed.store(true, Ordering::Release);
+    }
+
+    /// True if a device access has left nothing to be seen to: no changed deadline, nobody to wake, no event.
+    #[inline(always)]
+    pub fn is_quiet(&self) -> bool {
+        !self.timers_changed.load(Ordering::Relaxed) && !self.has_events() && !self.router.has_woken()
     }
 
     /// True once after a deadline may have changed.
@@ -488,6 +498,11 @@ fn serial_card(lines: &Arc<dyn LineSink>, messages: &Arc<dyn MessageSink>) -> Op
     let pin = layout::PIRQ_GSI_BASE + u32::from(layout::pci_pirq(SERIAL_CARD.device(), 0));
     let card = Arc::new(Mutex::new(PciSerial::new(Line::new(lines.clone(), pin), messages.clone()).ok()?));
     Some((card.clone(), card))
+}
+
+#[inline(never)]
+fn read<D: PortDevice>(device: &Mutex<D>, now: Time, offset: u16, width: Width) -> u32 {
+    device.lock().port_read(now, offset, width)
 }
 
 #[cfg(test)]

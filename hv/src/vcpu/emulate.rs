@@ -1,12 +1,13 @@
 //! The instruction emulator's view of a vCPU: translation through the guest's own tables, RAM or device behind the address, ports.
 
+use super::Context;
 use crate::vm::Vm;
 use alloc::sync::Arc;
-use emul::{Cpu, Privilege, Stop};
+use emul::{Cpu, Mode, Privilege, Stop};
 use x86defs::{
-    Access, DescriptorTable, Gpa, Gprs, GuestMemory, GuestMemoryExt, Gva, OutsideRam, Platform, Segment, SegmentRegister, Time,
-    Vcpu, Width,
-    paging::{self, TranslateError},
+    Access, DescriptorTable, Gpa, Gprs, GuestMemory, GuestMemoryExt, Gva, OutsideRam, PAGE_SIZE, Platform, Segment,
+    SegmentRegister, TimeSource, Vcpu, Width,
+    paging::{self, FetchCache, TranslateError},
 };
 
 /// Why an instruction could not be emulated, for the guest's crash report.
@@ -23,13 +24,17 @@ pub(super) struct Emulation<'a, P: Platform> {
     pub hw: &'a mut P::Vcpu,
     pub vm: &'a Arc<Vm<P>>,
     pub vcpu_id: u32,
-    pub now: Time,
+    pub cx: &'a Context<'a, P>,
+    /// The access to device memory that the exit was about.
+    pub operand: Option<Gpa>,
+    pub fetches: &'a mut FetchCache,
     pub error: Option<EmulationError>,
 }
 
 impl<P: Platform> Emulation<'_, P> {
+    #[inline(always)]
     fn ram(&self, gpa: Gpa, width: Width) -> bool {
-        self.vm.memory.is_ram(gpa, width.bytes() as u64)
+        self.operand != Some(gpa) && self.vm.memory.is_ram(gpa, width.bytes() as u64)
     }
 }
 
@@ -58,6 +63,10 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
     fn xcr0(&self) -> u64 {
         self.hw.xcr0()
     }
+    #[inline]
+    fn in_64_bit_mode(&self) -> bool {
+        self.hw.in_64_bit_mode()
+    }
     fn cpl(&self) -> u8 {
         self.hw.cpl()
     }
@@ -69,6 +78,29 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
     }
     fn gdtr(&self) -> DescriptorTable {
         self.hw.state().gdtr
+    }
+
+    #[inline(always)]
+    fn instruction(&mut self) -> Option<[u8; 16]> {
+        let rip = self.hw.rip();
+        let (linear, room) = match self.mode() {
+            (Mode::Long, _) => (rip, u64::MAX),
+            (Mode::Protected, _) => {
+                let cs = self.hw.segment(SegmentRegister::Cs);
+                (cs.base.wrapping_add(rip) & 0xffff_ffff, u64::from(cs.limit).saturating_sub(rip))
+            }
+            (Mode::Real | Mode::Virtual8086, _) => return None,
+        };
+        if linear % PAGE_SIZE > PAGE_SIZE - 16 || room < 16 {
+            return None;
+        }
+        let gpa = self.fetches.translate(&*self.vm.memory, &self.hw.paging(), Gva(linear))?;
+        self.vm.memory.read_block(gpa)
+    }
+
+    #[inline(always)]
+    fn operand(&self) -> Option<Gpa> {
+        self.operand
     }
 
     fn translate(&mut self, gva: Gva, access: Access, privilege: Privilege) -> Result<Gpa, Stop> {
@@ -90,6 +122,7 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
         })
     }
 
+    #[inline(always)]
     fn read(&mut self, gpa: Gpa, width: Width) -> Result<u64, Stop> {
         if self.ram(gpa, width) {
             let mut buf = [0; 8];
@@ -99,9 +132,10 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
                 Err(_) => Ok(width.mask()),
             };
         }
-        Ok(self.vm.mmio_read(self.vcpu_id, self.now, gpa, width))
+        Ok(self.vm.board.mmio_read(self.vcpu_id, self.cx, gpa, width))
     }
 
+    #[inline(always)]
     fn write(&mut self, gpa: Gpa, width: Width, value: u64) -> Result<(), Stop> {
         if self.ram(gpa, width) {
             let bytes = value.to_le_bytes();
@@ -109,13 +143,13 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
             let _ = self.vm.memory.write(gpa, bytes.get(..width.bytes()).ok_or(Stop::Abort)?);
             return Ok(());
         }
-        self.vm.mmio_write(self.vcpu_id, self.now, gpa, width, value);
+        self.vm.board.mmio_write(self.vcpu_id, self.cx, gpa, width, value);
         Ok(())
     }
 
     fn compare_exchange(&mut self, gpa: Gpa, width: Width, old: u64, new: u64) -> Result<u64, Stop> {
         if !self.ram(gpa, width) {
-            self.vm.mmio_write(self.vcpu_id, self.now, gpa, width, new);
+            self.vm.board.mmio_write(self.vcpu_id, self.cx, gpa, width, new);
             return Ok(old);
         }
         if !gpa.is_aligned(width.bytes() as u64) {
@@ -145,11 +179,11 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
     }
 
     fn port_in(&mut self, port: u16, width: Width) -> Result<u32, Stop> {
-        Ok(self.vm.board.port_read(self.now, port, width))
+        Ok(self.vm.board.port_read(self.cx, port, width))
     }
 
     fn port_out(&mut self, port: u16, width: Width, value: u32) -> Result<(), Stop> {
-        self.vm.board.port_write(self.now, port, width, value);
+        self.vm.board.port_write(self.cx.now(), port, width, value);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ mod exits;
 mod ipi;
 mod irq;
 mod modes;
+mod neighbour;
 mod pc;
 mod smp;
 mod timers;
@@ -94,5 +95,10 @@ pub const ALL: &[Case] = &[
     ("reset-8042", ends::reset_8042),
     ("power-off", ends::power_off),
     ("bench", bench::run),
+    ("progress", neighbour::progress),
+    ("idle", neighbour::idle),
+    ("hog", neighbour::hog),
+    ("memory-fill", neighbour::memory_fill),
+    ("memory-zero", neighbour::memory_zero),
     ("work", work::work),
 ];
