@@ -204,7 +204,8 @@ impl Interrupts {
     }
 
     fn send_msi(&self, config: &ConfigSpace, at: u8, vector: u32) {
-        let address = u64::from(config.read(at + capability::ADDRESS_HIGH)) << 32 | u64::from(config.read(at + capability::ADDRESS));
+        let address =
+            u64::from(config.read(at + capability::ADDRESS_HIGH)) << 32 | u64::from(config.read(at + capability::ADDRESS));
         let enabled = (config.read(at) >> capability::ENABLED_SHIFT & 7).min(5);
         // 6.8.1.4: the low bits of the data say which vector.
         let low = (1u32 << enabled) - 1;

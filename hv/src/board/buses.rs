@@ -12,12 +12,13 @@ use devices::{
     uart::{ModemLines, Uart},
 };
 use spin::Mutex;
-use x86defs::{Gpa, Time, Width};
+use x86defs::{Gpa, Time, TimeSource, Width};
 
 /// Serial ports that a guest can have: COM1 to COM4, and one on a PCI card.
 pub const SERIAL_PORTS: usize = 5;
-/// COM2 to COM4: first port and ISA IRQ. COM3 shares COM1's, and COM4 COM2's, as ever.
-pub(super) const COMS: [(u16, u8); 3] = [(0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
+/// COM2 to COM4: name, first port and ISA IRQ. COM3 shares COM1's, and COM4 COM2's, as ever.
+pub(super) const COMS: [(PortOwner, u16, u8); 3] =
+    [(PortOwner::Com2, 0x2f8, 3), (PortOwner::Com3, 0x3e8, 4), (PortOwner::Com4, 0x2e8, 3)];
 /// The PCI card's place.
 pub const SERIAL_CARD: DevFn = DevFn::new(3, 0);
 
@@ -75,20 +76,20 @@ pub(super) fn gate(router: &Arc<dyn LineSink>, pin: u32) -> Arc<Gate> {
 
 /// COM2, COM3 or COM4 (0 to 2).
 pub(super) fn com(router: &Arc<dyn LineSink>, index: usize) -> Uart {
-    let (_, irq) = COMS.get(index).copied().unwrap_or_default();
+    let irq = COMS.get(index).map_or(0, |&(_, _, irq)| irq);
     Uart::new(Line::new(router.clone(), irq.into()), ModemLines::CONNECTED)
 }
 
 impl Board {
     /// Device memory that is neither a local APIC's nor the IOAPIC's.
     #[inline(never)]
-    pub(super) fn memory_read(&self, now: Time, gpa: Gpa, width: Width) -> u64 {
+    pub(super) fn memory_read(&self, clock: impl TimeSource, gpa: Gpa, width: Width) -> u64 {
         if let Some(hpet) = &self.hpet
             && gpa.0.wrapping_sub(layout::HPET_BASE) < hpet::SIZE
         {
             let mut device = hpet.device.lock();
             let before = device.deadline();
-            let value = device.mmio_read(now, gpa.0 - layout::HPET_BASE, width);
+            let value = device.mmio_read(clock.now(), gpa.0 - layout::HPET_BASE, width);
             if device.deadline() != before {
                 self.timers_changed();
             }
@@ -97,19 +98,22 @@ impl Board {
         if let Some(offset) = self.ecam.offset(gpa) {
             return self.pci.lock().memory_read(offset, width);
         }
+        if self.devices.is_empty() {
+            return width.mask();
+        }
         let hit = self.windows.lock().memory(gpa.0, width);
-        self.function_read(now, hit, width)
+        self.function_read(clock.now(), hit, width)
     }
 
     /// A write to device memory that is neither a local APIC's nor the IOAPIC's.
     #[inline(never)]
-    pub(super) fn memory_write(&self, now: Time, gpa: Gpa, width: Width, value: u64) {
+    pub(super) fn memory_write(&self, clock: impl TimeSource, gpa: Gpa, width: Width, value: u64) {
         if let Some(hpet) = &self.hpet
             && gpa.0.wrapping_sub(layout::HPET_BASE) < hpet::SIZE
         {
             let mut device = hpet.device.lock();
             let (before, legacy) = (device.deadline(), device.replaces_legacy());
-            device.mmio_write(now, gpa.0 - layout::HPET_BASE, width, value);
+            device.mmio_write(clock.now(), gpa.0 - layout::HPET_BASE, width, value);
             if device.deadline() != before {
                 self.timers_changed();
             }
@@ -128,14 +132,17 @@ impl Board {
             return;
         }
         let hit = self.windows.lock().memory(gpa.0, width);
-        self.function_write(now, hit, width, value);
+        self.function_write(clock.now(), hit, width, value);
     }
 
     /// A port that no device of the board claims: a PCI function's, or nobody's.
     #[inline(never)]
-    pub(super) fn unclaimed_read(&self, now: Time, port: u16, width: Width) -> u32 {
+    pub(super) fn unclaimed_read(&self, clock: impl TimeSource, port: u16, width: Width) -> u32 {
+        if self.devices.is_empty() {
+            return width.mask() as u32;
+        }
         let hit = self.windows.lock().port(port, width);
-        self.function_read(now, hit, width) as u32
+        self.function_read(clock.now(), hit, width) as u32
     }
 
     #[inline(never)]
@@ -206,10 +213,7 @@ impl Board {
     pub(super) fn with_serial<T>(&self, index: usize, touch: impl FnOnce(&mut Uart) -> T) -> Option<T> {
         match index {
             0 => Some(touch(&mut self.uart.lock())),
-            1..=3 => {
-                let n = self.com_index.get(index - 1).copied().flatten()?;
-                Some(touch(&mut self.coms.get(n)?.lock()))
-            }
+            1..=3 => Some(touch(&mut self.coms.get(index - 1)?.as_ref()?.lock())),
             _ => Some(self.serial_card.as_ref()?.lock().with_uart(touch)),
         }
     }
@@ -217,24 +221,35 @@ impl Board {
     /// Ports of the serial ports that the configuration asks for.
     pub(super) fn com_claims(serial: [bool; SERIAL_PORTS]) -> impl Iterator<Item = (PortOwner, u16, u16)> {
         let asked = COMS.into_iter().zip(serial.into_iter().skip(1)).filter(|(_, asked)| *asked);
-        (0u8..).zip(asked).map(|(n, ((port, _), _))| (PortOwner::Com(n), port, 8))
+        asked.map(|((owner, port, _), _)| (owner, port, 8))
     }
 
     #[inline(never)]
-    pub(super) fn com_read(&self, index: u8, now: Time, offset: u16, width: Width) -> u32 {
-        match self.coms.get(usize::from(index)) {
-            Some(com) => self.timed_read(com, now, offset, width),
-            None => width.mask() as u32,
+    pub(super) fn com_read(&self, index: usize, now: Time, offset: u16, width: Width) -> u32 {
+        match self.coms.get(index) {
+            Some(Some(com)) => self.timed_read(com, now, offset, width),
+            _ => width.mask() as u32,
         }
     }
 
     #[inline(never)]
-    pub(super) fn com_write(&self, index: u8, now: Time, offset: u16, width: Width, value: u32) {
-        let Some(com) = self.coms.get(usize::from(index)) else { return };
-        self.timed_write(com, now, offset, width, value);
-        if com.lock().peek_output().is_some() {
+    pub(super) fn com_write(&self, index: usize, now: Time, offset: u16, width: Width, value: u32) {
+        let Some(Some(com)) = self.coms.get(index) else { return };
+        self.serial_write(com, now, offset, width, value);
+    }
+
+    #[inline(never)]
+    pub(super) fn serial_write(&self, uart: &Mutex<Uart>, now: Time, offset: u16, width: Width, value: u32) {
+        self.timed_write(uart, now, offset, width, value);
+        if uart.lock().peek_output().is_some() {
             self.events.store(true, Ordering::Release);
         }
+    }
+
+    #[inline(never)]
+    pub(super) fn rtc_write(&self, now: Time, offset: u16, width: Width, value: u32) {
+        self.timed_write(&self.rtc, now, offset, width, value);
+        self.note_rtc_alarm();
     }
 
     #[inline(never)]
@@ -260,7 +275,7 @@ impl Board {
     /// Earliest deadline of the devices that not every board has.
     pub(super) fn more_deadlines(&self) -> Option<Time> {
         let hpet = self.hpet.as_ref().and_then(HpetSlot::deadline);
-        let coms = self.coms.iter().filter_map(|com| com.lock().deadline()).min();
+        let coms = self.coms.iter().flatten().filter_map(|com| com.lock().deadline()).min();
         let devices = self.devices.iter().filter_map(|device| device.lock().deadline()).min();
         [hpet, coms, devices].into_iter().flatten().min()
     }
@@ -270,7 +285,7 @@ impl Board {
         if let Some(hpet) = &self.hpet {
             hpet.advance(now);
         }
-        self.coms.iter().for_each(|com| com.lock().advance(now));
+        self.coms.iter().flatten().for_each(|com| com.lock().advance(now));
         self.devices.iter().for_each(|device| device.lock().advance(now));
     }
 }

@@ -42,7 +42,9 @@ pub enum PortOwner {
     Port92,
     Uart,
     /// One of COM2 to COM4, counted among those that are there.
-    Com(u8),
+    Com2,
+    Com3,
+    Com4,
     Pci,
     AcpiPm,
     DebugConsole,
@@ -107,10 +109,8 @@ pub struct Board {
     i8042: Mutex<I8042>,
     pci: Mutex<PciBus<ChipsetFunction>>,
     pm: Mutex<AcpiPm>,
-    /// COM2 to COM4, those that are there.
-    coms: Vec<Mutex<Uart>>,
-    /// Where in `coms` each of them is.
-    com_index: [Option<usize>; COMS.len()],
+    /// COM2 to COM4.
+    coms: [Option<Mutex<Uart>>; COMS.len()],
     hpet: Option<HpetSlot>,
     rtc_gate: Arc<Gate>,
     ecam: Ecam,
@@ -161,12 +161,10 @@ impl Board {
             devices.push(device);
             card
         });
-        let mut coms = Vec::new();
-        let mut com_index = [None; COMS.len()];
-        for (n, index) in com_index.iter_mut().enumerate().filter(|(n, _)| config.serial.get(n + 1) == Some(&true)) {
-            *index = Some(coms.len());
-            coms.push(Mutex::new(buses::com(&sink, n)));
-        }
+        let coms = core::array::from_fn(|n| {
+            let asked = config.serial.get(n + 1) == Some(&true);
+            asked.then(|| Mutex::new(buses::com(&sink, n)))
+        });
         let rtc_gate = buses::gate(&sink, 8);
         let (pit_line, hpet) = if config.hpet {
             let gate = buses::gate(&sink, 0);
@@ -193,7 +191,6 @@ impl Board {
             pci: Mutex::new(bus),
             pm: Mutex::new(AcpiPm::new(line(layout::SCI_IRQ.into()), PmTimerWidth::Bits32)),
             coms,
-            com_index,
             hpet,
             rtc_gate,
             ecam: Ecam::new(),
@@ -222,7 +219,7 @@ impl Board {
     pub fn port_read(&self, clock: impl TimeSource, port: u16, width: Width) -> u32 {
         match self.ports.find(port) {
             Some((owner, offset)) => self.device_read(owner, clock.now(), port, offset, width),
-            None => self.unclaimed_read(clock.now(), port, width),
+            None => self.unclaimed_read(clock, port, width),
         }
     }
 
@@ -235,7 +232,9 @@ impl Board {
             PortOwner::Port61 => read(&self.pit, now, pit::PORT_61_OFFSET, width),
             PortOwner::Rtc => self.rtc_read(now, offset, width),
             PortOwner::Uart => self.timed_read(&self.uart, now, offset, width),
-            PortOwner::Com(n) => self.com_read(n, now, offset, width),
+            PortOwner::Com2 => self.com_read(0, now, offset, width),
+            PortOwner::Com3 => self.com_read(1, now, offset, width),
+            PortOwner::Com4 => self.com_read(2, now, offset, width),
             PortOwner::DebugConsole => read(&self.debug_console, now, offset, width),
             PortOwner::Pci => read(&self.pci, now, offset, width),
             PortOwner::AcpiPm => self.timed_read(&self.pm, now, offset, width),
@@ -247,43 +246,24 @@ impl Board {
         }
     }
 
-    /// OUT. What nobody claims is dropped.
+    /// OUT. What nobody claims is dropped. As for reads, each device's way is its own.
     pub fn port_write(&self, now: Time, port: u16, width: Width, value: u32) {
         let Some((owner, offset)) = self.ports.find(port) else { return self.unclaimed_write(now, port, width, value) };
         match owner {
             PortOwner::Pic => self.router.pic_write(now, port, width, value),
             PortOwner::Pit => self.timed_write(&self.pit, now, offset, width, value),
             PortOwner::Port61 => self.timed_write(&self.pit, now, pit::PORT_61_OFFSET, width, value),
-            PortOwner::Rtc => {
-                self.timed_write(&self.rtc, now, offset, width, value);
-                self.note_rtc_alarm();
-            }
-            PortOwner::Uart => {
-                self.timed_write(&self.uart, now, offset, width, value);
-                if self.uart.lock().peek_output().is_some() {
-                    self.events.store(true, Ordering::Release);
-                }
-            }
-            PortOwner::Com(n) => self.com_write(n, now, offset, width, value),
+            PortOwner::Rtc => self.rtc_write(now, offset, width, value),
+            PortOwner::Uart => self.serial_write(&self.uart, now, offset, width, value),
+            PortOwner::Com2 => self.com_write(0, now, offset, width, value),
+            PortOwner::Com3 => self.com_write(1, now, offset, width, value),
+            PortOwner::Com4 => self.com_write(2, now, offset, width, value),
             PortOwner::DebugConsole => self.debug_write(now, offset, width, value),
             PortOwner::Pci => self.pci_write(now, offset, width, value),
-            PortOwner::AcpiPm => {
-                self.timed_write(&self.pm, now, offset, width, value);
-                match self.pm.lock().take_event() {
-                    Some(PowerEvent::SoftOff) => self.set_end(END_POWER_OFF),
-                    // The ACPI tables offer no other state: a guest that asks for one all the same goes on running.
-                    Some(PowerEvent::Sleep { .. }) | None => {}
-                }
-            }
+            PortOwner::AcpiPm => self.pm_write(now, offset, width, value),
             PortOwner::I8042Data => self.i8042_write(now, i8042::DATA_OFFSET, width, value),
             PortOwner::I8042Command => self.i8042_write(now, i8042::COMMAND_OFFSET, width, value),
-            PortOwner::Port92 => {
-                let mut port_92 = self.port_92.lock();
-                port_92.port_write(now, offset, width, value);
-                if port_92.take_event().is_some() {
-                    self.set_end(END_REBOOT);
-                }
-            }
+            PortOwner::Port92 => self.port_92_write(now, offset, width, value),
             PortOwner::PostCode => self.post_code.lock().port_write(now, offset, width, value),
             PortOwner::DebugExit => self.set_end((value & 0xff) << 1 | 1),
         }
@@ -302,6 +282,7 @@ impl Board {
     }
 
     /// A write that may move the device's deadline.
+    #[inline(never)]
     fn timed_write<D: PortDevice + TimedDevice>(&self, device: &Mutex<D>, now: Time, offset: u16, width: Width, value: u32) {
         let mut device = device.lock();
         let before = device.deadline();
@@ -311,6 +292,26 @@ impl Board {
         }
     }
 
+    #[inline(never)]
+    fn pm_write(&self, now: Time, offset: u16, width: Width, value: u32) {
+        self.timed_write(&self.pm, now, offset, width, value);
+        match self.pm.lock().take_event() {
+            Some(PowerEvent::SoftOff) => self.set_end(END_POWER_OFF),
+            // The ACPI tables offer no other state: a guest that asks for one all the same goes on running.
+            Some(PowerEvent::Sleep { .. }) | None => {}
+        }
+    }
+
+    #[inline(never)]
+    fn port_92_write(&self, now: Time, offset: u16, width: Width, value: u32) {
+        let mut port_92 = self.port_92.lock();
+        port_92.port_write(now, offset, width, value);
+        if port_92.take_event().is_some() {
+            self.set_end(END_REBOOT);
+        }
+    }
+
+    #[inline(never)]
     fn i8042_write(&self, now: Time, offset: u16, width: Width, value: u32) {
         let mut i8042 = self.i8042.lock();
         i8042.port_write(now, offset, width, value);
@@ -319,6 +320,7 @@ impl Board {
         }
     }
 
+    #[inline(never)]
     fn pci_write(&self, now: Time, offset: u16, width: Width, value: u32) {
         let mut bus = self.pci.lock();
         bus.port_write(now, offset, width, value);
@@ -351,7 +353,7 @@ impl Board {
         if gpa.page().0 == layout::IOAPIC_BASE {
             return self.router.ioapic_read(gpa.page_offset(), width);
         }
-        self.memory_read(clock.now(), gpa, width)
+        self.memory_read(clock, gpa, width)
     }
 
     /// Device memory, as vCPU `vcpu` writes it. What nobody claims is dropped.
@@ -370,7 +372,7 @@ impl Board {
         if gpa.page().0 == layout::IOAPIC_BASE {
             self.router.ioapic_write(gpa.page_offset(), width, value);
         } else {
-            self.memory_write(clock.now(), gpa, width, value);
+            self.memory_write(clock, gpa, width, value);
         }
     }
 

@@ -412,7 +412,7 @@ const ECAM: u64 = 0xb000_0000;
 const CARD: u64 = 3 << 15;
 
 fn config(at: u64) -> u32 {
-    outl(0xcf8, 0x8000_0000 | (at >> 15 & 0x1f) as u32 * 0x800 | at as u32 & 0xfc);
+    outl(0xcf8, 0x8000_0000 | ((at >> 15 & 0x1f) as u32) << 11 | at as u32 & 0xfc);
     inl(0xcfc)
 }
 
