@@ -130,8 +130,8 @@ impl Machine {
         for ((vcpu, apic), &left) in (0..).zip(&apics).zip(interrupts) {
             apic.mmio_write(Time(0), 0xf0, Width::Dword, 0x1ff);
             let guest = Guest { vcpu, apic: apic.clone(), asleep: false, between, left, registers: UnsafeCell::new(()) };
-            sched.add(id(vcpu), guest, CpuMask::first(cpus), false);
-            sched.wake(id(vcpu));
+            sched.add(id(vcpu), guest, CpuMask::first(cpus), false, Time(0));
+            sched.wake(id(vcpu), Time(0));
         }
         Arc::new(Self {
             sched: Mutex::new(sched),
