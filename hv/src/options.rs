@@ -420,7 +420,6 @@ fn timestamps(given: &Given<'_>) -> Result<Timestamps, Refusal> {
     })
 }
 
-/// An integer as Xen reads it: decimal, 0x and hexadecimal, or 0 and octal.
 /// `+HH:MM`, `-HH:MM` or without the minutes, as of a time zone; in seconds.
 fn utc_offset(text: &str) -> Option<i64> {
     let (sign, rest) = match text.split_at_checked(1)? {
@@ -429,10 +428,14 @@ fn utc_offset(text: &str) -> Option<i64> {
         _ => return None,
     };
     let (hours, minutes) = rest.split_once(':').unwrap_or((rest, "00"));
-    let two = |text: &str, most| text.parse::<i64>().ok().filter(|n| text.len() == 2 && (0..=most).contains(n));
+    let two = |text: &str, most| {
+        let digits = text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit());
+        text.parse::<i64>().ok().filter(|n| digits && *n <= most)
+    };
     Some(sign * (two(hours, 23)? * 3600 + two(minutes, 59)? * 60))
 }
 
+/// An integer as Xen reads it: decimal, 0x and hexadecimal, or 0 and octal.
 fn number(text: &str) -> Option<u64> {
     let (digits, radix) = if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         (hex, 16)
