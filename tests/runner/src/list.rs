@@ -154,7 +154,8 @@ pub const GUESTS: &[GuestTest] = &[
     pass("pit-modes"),
     pass("ioapic-modes"),
     pass("lapic-modes"),
-    pass("lost-ticks"),
+    // An emulator that is away itself, while its clock goes on, would owe more interrupts than are made good.
+    GuestTest { on: &[Platform::SvmIcount, Platform::VmxBochs, Platform::SvmBochs], ..pass("lost-ticks") },
     pass("hpet"),
     pass("rtc-modes"),
     pass("acpi-events"),
