@@ -99,6 +99,12 @@ pub fn complete<R: Registers>(vcpu: &mut R, resume: Resume) {
             vcpu.write_control(control, value);
             advance(vcpu);
         }
+        Resume::AdvanceTo(rip) => {
+            vcpu.set_rip(rip);
+            vcpu.set_shadow(Shadow::None);
+            let rflags = vcpu.rflags();
+            clear_flags(vcpu, rflags);
+        }
         Resume::Emulated { rip, rflags } => emulated(vcpu, rip, rflags),
         Resume::Fault(exception) => vcpu.raise(&exception),
     }
@@ -116,6 +122,11 @@ fn merge(gprs: &mut Gprs, width: Width, value: u32) {
 #[inline(always)]
 fn advance<R: Registers>(vcpu: &mut R) {
     let rflags = vcpu.retire();
+    clear_flags(vcpu, rflags);
+}
+
+#[inline(always)]
+fn clear_flags<R: Registers>(vcpu: &mut R, rflags: u64) {
     if rflags & (Rflags::RF | Rflags::TF).bits() != 0 {
         finish_flags(vcpu, rflags);
     }
@@ -132,7 +143,11 @@ fn finish_flags<R: Registers>(vcpu: &mut R, rflags: u64) {
 fn emulated<R: Registers>(vcpu: &mut R, rip: u64, rflags: u64) {
     let ss_loaded = core::mem::take(&mut vcpu.question().ss_loaded);
     vcpu.set_rip(rip);
-    vcpu.set_rflags(rflags & !Rflags::RF.bits());
+    // Few of the instructions that reach a device change any.
+    let cleared = rflags & !Rflags::RF.bits();
+    if cleared != vcpu.rflags() {
+        vcpu.set_rflags(cleared);
+    }
     vcpu.set_shadow(if ss_loaded { Shadow::MovSs } else { Shadow::None });
     // Loading SS inhibits debug traps as well.
     if rflags & Rflags::TF.bits() != 0 && !ss_loaded {

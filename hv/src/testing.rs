@@ -104,6 +104,7 @@ impl Vcpu for FakeVcpu {
                 self.state.rip = rip;
                 self.state.rflags = rflags;
             }
+            Resume::AdvanceTo(rip) => self.state.rip = rip,
             Resume::ControlWrite(_) | Resume::Advance => self.state.rip += 1,
             _ => {}
         }

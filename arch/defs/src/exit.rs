@@ -197,6 +197,8 @@ pub enum Resume {
     ControlRead(u64),
     /// The control register takes this value, which `hv` has checked.
     ControlWrite(u64),
+    /// The instruction emulator finished an instruction that changes no flags: new RIP. GPRs were written in place.
+    AdvanceTo(u64),
     /// The instruction emulator finished the instruction: new RIP and RFLAGS. GPRs were written in place.
     Emulated {
         rip: u64,

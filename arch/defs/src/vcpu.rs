@@ -1,6 +1,6 @@
 //! The contract that both vendors fulfil: a vCPU that runs until it has a question.
 
-use crate::{Cr0, DescriptorTable, Efer, Exception, Exit, Gprs, Resume, Segment, SegmentRegister, paging::PagingContext};
+use crate::{Cr0, DescriptorTable, Efer, Exception, Exit, Gpr, Gprs, Resume, Segment, SegmentRegister, paging::PagingContext};
 
 /// The architectural state of a vCPU as plain data: set at INIT and at start, read for dumps, later saved and migrated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
@@ -33,7 +33,7 @@ impl VcpuState {
     pub fn reset(signature: u32) -> Self {
         let data = Segment::real_mode(0, 3);
         let mut gprs = Gprs::default();
-        gprs[crate::Gpr::Rdx] = u64::from(signature);
+        gprs[Gpr::Rdx] = u64::from(signature);
         Self {
             gprs,
             rip: 0xfff0,
@@ -116,6 +116,16 @@ pub trait Vcpu: Send {
 
     fn gprs(&self) -> &Gprs;
     fn gprs_mut(&mut self) -> &mut Gprs;
+    /// One register, which may be cheaper to have than all.
+    #[inline]
+    fn gpr(&self, register: Gpr) -> u64 {
+        self.gprs()[register]
+    }
+    /// Writes one register.
+    #[inline]
+    fn set_gpr(&mut self, register: Gpr, value: u64) {
+        self.gprs_mut()[register] = value;
+    }
     fn rip(&self) -> u64;
     fn rflags(&self) -> u64;
     fn cr0(&self) -> u64;

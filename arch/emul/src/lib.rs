@@ -38,7 +38,7 @@ mod vector;
 use fetch::Code;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 use machine::{Done, Halt, Machine};
-use x86defs::{Access, Cr0, DescriptorTable, Efer, Exception, Gpa, Gprs, Gva, Rflags, Segment, SegmentRegister, Width};
+use x86defs::{Access, Cr0, DescriptorTable, Efer, Exception, Gpa, Gpr, Gprs, Gva, Rflags, Segment, SegmentRegister, Width};
 
 /// Why a callback did not do what it was asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -151,6 +151,16 @@ pub trait Cpu {
 
     fn gprs(&self) -> &Gprs;
     fn gprs_mut(&mut self) -> &mut Gprs;
+    /// One register; override it if some are cheaper to have than others.
+    #[inline]
+    fn gpr(&self, register: Gpr) -> u64 {
+        self.gprs()[register]
+    }
+    /// Writes one register.
+    #[inline]
+    fn set_gpr(&mut self, register: Gpr, value: u64) {
+        self.gprs_mut()[register] = value;
+    }
     fn rip(&self) -> u64;
     fn rflags(&self) -> u64;
     fn cr0(&self) -> u64;
@@ -172,9 +182,10 @@ pub trait Cpu {
     fn translate(&mut self, gva: Gva, access: Access, privilege: Privilege) -> Result<Gpa, Stop>;
 
     /// The 15 bytes at RIP (and one that is not looked at), if they can be had without ado: all in one page of RAM that may be
-    /// executed. Spares what [`Cpu::translate`] and [`Cpu::fetch`] do for one that has something special about it.
+    /// executed. Spares what [`Cpu::translate`] and [`Cpu::fetch`] do for one that has something special about it. `mode` is what
+    /// [`Cpu::mode`] answers.
     #[inline]
-    fn instruction(&mut self) -> Option<[u8; 16]> {
+    fn instruction(&mut self, _mode: Mode) -> Option<[u8; 16]> {
         None
     }
 
@@ -187,6 +198,9 @@ pub trait Cpu {
 
     /// Copies instruction bytes out of RAM. Never crosses a page, never touches a device: if `gpa` is not RAM, abort.
     fn fetch(&mut self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Stop>;
+
+    /// Copies RAM. False, with `buf` as it was, if not all of it is RAM. Never crosses a page.
+    fn read_ram(&mut self, gpa: Gpa, buf: &mut [u8]) -> bool;
 
     /// Reads `width` bytes of RAM or of a device; the result is zero above `width`. Never crosses a page, but may be misaligned.
     fn read(&mut self, gpa: Gpa, width: Width) -> Result<u64, Stop>;
@@ -259,18 +273,24 @@ pub fn init() {
 /// hold a whole instruction, the rest is fetched through [`Cpu::translate`] and [`Cpu::fetch`], and a #PF or #GP met there is
 /// the outcome; a second page is touched only if the instruction really reaches into it.
 pub fn emulate<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Outcome {
-    plain_access(cpu, bytes).unwrap_or_else(|| with_ado(cpu, bytes))
+    match plain_access(cpu, bytes) {
+        Some(rip) => Outcome::Done { rip, rflags: cpu.rflags() & !Rflags::RF.bits() },
+        None => with_ado(cpu, bytes),
+    }
 }
 
 /// The part of [`emulate`] for what drivers do nearly always: an instruction that makes one plain access, and whose bytes are all known or
-/// easily had. `None` with nothing touched if it is not one; [`with_ado`] knows what to do then.
+/// easily had. Returns RIP after it; no flag changes, but RF is to be cleared. `None` with nothing touched if it is not one;
+/// [`with_ado`] knows what to do then.
 #[inline(always)]
-pub fn plain_access<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Option<Outcome> {
+pub fn plain_access<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Option<u64> {
     let mode = cpu.mode();
-    let known = match bytes.first_chunk() {
-        Some(all) => *all,
-        None if bytes.is_empty() => *cpu.instruction()?.first_chunk()?,
-        None => return None,
+    let known = if bytes.is_empty() {
+        cpu.instruction(mode.0)?
+    } else {
+        let mut known = [0; 16];
+        known.first_chunk_mut::<MAX_INSTRUCTION>()?.copy_from_slice(bytes.first_chunk::<MAX_INSTRUCTION>()?);
+        known
     };
     fast::run(cpu, mode, &known)
 }

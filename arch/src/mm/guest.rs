@@ -384,9 +384,18 @@ impl<B: Backing> GuestRam<B> {
     /// Where the host sees the `len` bytes at `gpa`; `None` if they are not in one chunk.
     #[inline(always)]
     fn place(&self, gpa: Gpa, len: u64) -> Option<*const u8> {
-        let chunk = if gpa.0.wrapping_sub(self.largest.gpa.0) < self.largest.size { &self.largest } else { self.chunk(gpa)? };
+        let offset = gpa.0.wrapping_sub(self.largest.gpa.0);
+        if offset < self.largest.size && (len == 1 || len <= self.largest.size - offset) {
+            return Some(self.backing.to_virt(Hpa(self.largest.hpa.0 + offset)).cast_const());
+        }
+        self.search(gpa, len)
+    }
+
+    #[cold]
+    fn search(&self, gpa: Gpa, len: u64) -> Option<*const u8> {
+        let chunk = self.chunk(gpa)?;
         let offset = gpa.0 - chunk.gpa.0;
-        (len == 1 || len <= chunk.size - offset).then(|| self.backing.to_virt(Hpa(chunk.hpa.0 + offset)).cast_const())
+        (len <= chunk.size - offset).then(|| self.backing.to_virt(Hpa(chunk.hpa.0 + offset)).cast_const())
     }
 
     /// Calls `f` with (host address, offset, length) for each contiguous piece of `[gpa, gpa + len)`, once all of it is known to be RAM.

@@ -2,7 +2,9 @@
 
 use super::{spec::PrimaryControls, spec::control, spec::guest, vcpu::VmxVcpu};
 use core::fmt;
-use x86defs::{Exception, Gprs, Owner, Resume, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuState, paging::PagingContext};
+use x86defs::{
+    Exception, Gpr, Gprs, Owner, Resume, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuState, paging::PagingContext,
+};
 
 impl Vcpu for VmxVcpu {
     fn load(&mut self) {
@@ -28,6 +30,14 @@ impl Vcpu for VmxVcpu {
     #[inline]
     fn gprs_mut(&mut self) -> &mut Gprs {
         self.all_gprs_mut()
+    }
+    #[inline(always)]
+    fn gpr(&self, register: Gpr) -> u64 {
+        self.read_gpr(register)
+    }
+    #[inline(always)]
+    fn set_gpr(&mut self, register: Gpr, value: u64) {
+        self.write_gpr(register, value);
     }
     #[inline]
     fn rip(&self) -> u64 {

@@ -46,9 +46,14 @@ pub fn decode<F: Fields, O: Owner<F>>(raw: u32, owner: &mut O) -> O::Outcome {
             owner.answer(Exit::MsrWrite { index, value })
         }
         reason::EPT_VIOLATION => {
-            f.serve(reason::EPT_VIOLATION);
             let gpa = Gpa(f.field(ro::GUEST_PHYSICAL_ADDR_FULL));
             let qualification = f.field(ro::EXIT_QUALIFICATION);
+            // Neither is usual: an event whose delivery the exit has cut short, or an IRET that has unblocked NMIs.
+            if f.field(ro::IDT_VECTORING_INFO) as u32 & interruption::VALID != 0
+                || qualification as u32 & interruption::NMI_UNBLOCKING != 0
+            {
+                f.serve(reason::EPT_VIOLATION);
+            }
             if qualification & (EPT_LINEAR | EPT_FINAL) == EPT_LINEAR {
                 return tell(owner, Exit::TableFault { gpa });
             }
@@ -318,6 +323,7 @@ mod tests {
     const Q: u32 = ro::EXIT_QUALIFICATION;
     const GPA: u32 = ro::GUEST_PHYSICAL_ADDR_FULL;
     const INFO: u32 = ro::VMEXIT_INTERRUPTION_INFO;
+    const VECTORING: u32 = ro::IDT_VECTORING_INFO;
 
     #[test]
     fn every_reason_decodes_and_reads_only_what_it_defines() {
@@ -341,11 +347,11 @@ mod tests {
             (30, &[(Q, 0x01f0_0019)], PortString { port: 0x1f0, width: Width::Word, write: false }),
             (31, &[], Exit::MsrRead { index: 0xc000_0080 }),
             (32, &[], Exit::MsrWrite { index: 0xc000_0080, value: 0x0000_0007_aabb_ccdd }),
-            (48, &[(GPA, 0xfee0_0300), (Q, 0x182)], fault(0xfee0_0300, Access::Write)),
-            (48, &[(GPA, 0xfee0_0300), (Q, 0x183)], fault(0xfee0_0300, Access::Write)),
-            (48, &[(GPA, 0xfec0_0000), (Q, 0x181)], fault(0xfec0_0000, Access::Read)),
-            (48, &[(GPA, 0xfec0_0000), (Q, 0x81)], Exit::TableFault { gpa: Gpa(0xfec0_0000) }),
-            (48, &[(GPA, 0xa_0000), (Q, 0x184)], fault(0xa_0000, Access::Execute)),
+            (48, &[(GPA, 0xfee0_0300), (Q, 0x182), (VECTORING, 0)], fault(0xfee0_0300, Access::Write)),
+            (48, &[(GPA, 0xfee0_0300), (Q, 0x183), (VECTORING, 0)], fault(0xfee0_0300, Access::Write)),
+            (48, &[(GPA, 0xfec0_0000), (Q, 0x181), (VECTORING, 0)], fault(0xfec0_0000, Access::Read)),
+            (48, &[(GPA, 0xfec0_0000), (Q, 0x81), (VECTORING, 0)], Exit::TableFault { gpa: Gpa(0xfec0_0000) }),
+            (48, &[(GPA, 0xa_0000), (Q, 0x184), (VECTORING, 0)], fault(0xa_0000, Access::Execute)),
             (49, &[(GPA, 0x1234_5000)], unknown(49, 0x1234_5000)),
             (0, &[(INFO, 0x8000_0301)], raised(1, None, None)),
             (0, &[(INFO, 0x8000_0b11), (ro::VMEXIT_INTERRUPTION_ERR_CODE, 0)], raised(17, Some(0), None)),
@@ -404,7 +410,7 @@ mod tests {
         for (raw, fields, exit) in table {
             let mut fake = Fake::new(fields);
             assert_eq!(decode(*raw, &mut fake), *exit, "reason {raw:#x}, {fields:x?}");
-            assert_eq!(fake.served.is_some(), matches!(raw, 0 | 1 | 7 | 8 | 44 | 48 | 49 | 52 | 0x8000_0029), "reason {raw:#x}");
+            assert_eq!(fake.served.is_some(), matches!(raw, 0 | 1 | 7 | 8 | 44 | 49 | 52 | 0x8000_0029), "reason {raw:#x}");
             assert_eq!(fake.control.is_some(), *raw == 28);
             assert_eq!(fake.width, if let PortRead { width, .. } = exit { Some(*width) } else { None });
             let mut reads = fake.reads.into_inner();
@@ -415,6 +421,15 @@ mod tests {
         }
         for raw in [11, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 36, 39, 50, 53, 59, 60, 67, 68, 69] {
             assert_eq!(decode(raw, &mut Fake::new(&[])), UndefinedInstruction, "reason {raw}");
+        }
+    }
+
+    #[test]
+    fn interrupted_deliveries_are_served() {
+        for (qualification, vectoring, served) in [(0x181, 0, false), (0x181, 0x8000_0061, true), (0x1181, 0, true)] {
+            let mut fake = Fake::new(&[(GPA, 0xfee0_0300), (Q, qualification), (VECTORING, vectoring)]);
+            assert_eq!(decode(48, &mut fake), Exit::Stage2Fault { gpa: Gpa(0xfee0_0300), access: Access::Read });
+            assert_eq!(fake.served.is_some(), served);
         }
     }
 

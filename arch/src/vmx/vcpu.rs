@@ -109,7 +109,7 @@ impl Fields for VmxVcpu {
     }
     #[inline(always)]
     fn gpr(&self, register: Gpr) -> u64 {
-        if matches!(register, Gpr::Rsp) { self.all_gprs()[register] } else { self.switched_gprs()[register] }
+        self.read_gpr(register)
     }
     fn cr0(&self) -> u64 {
         self.read_cr0()
@@ -249,6 +249,17 @@ impl VmxVcpu {
         self.all_gprs();
         self.pending |= pending::RSP;
         &mut self.frame_mut().gprs
+    }
+
+    #[inline(always)]
+    pub(super) fn read_gpr(&self, register: Gpr) -> u64 {
+        if matches!(register, Gpr::Rsp) { self.all_gprs()[register] } else { self.switched_gprs()[register] }
+    }
+
+    #[inline(always)]
+    pub(super) fn write_gpr(&mut self, register: Gpr, value: u64) {
+        let gprs = if matches!(register, Gpr::Rsp) { self.all_gprs_mut() } else { &mut self.frame_mut().gprs };
+        gprs[register] = value;
     }
 
     #[inline(always)]

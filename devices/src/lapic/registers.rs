@@ -45,7 +45,7 @@ impl LocalApic {
         let value = value as u32;
         let register = offset as u32 & 0xff0;
         match register {
-            reg::EOI => return self.eoi(),
+            reg::EOI => return self.eoi().map_or(Effect::None, |vector| Effect::Eoi { vector }),
             reg::TPR => self.set_tpr(value as u8),
             reg::ICR_LOW => {
                 let low = value & icr::WRITABLE;
@@ -131,12 +131,38 @@ impl LocalApic {
         }
     }
 
+    /// The x2APIC writes on which systems spend their time: EOI, IPI to oneself, initial count. `None`: nothing is done yet, and
+    /// [`LocalApic::msr_write`] knows.
+    #[inline(always)]
+    pub fn quick_msr_write(&self, clock: impl TimeSource, index: u32, value: u64) -> Option<QuickEffect> {
+        if self.mode() != ApicMode::X2Apic {
+            return None;
+        }
+        match index {
+            x2apic::EOI if value == 0 => Some(self.eoi().map_or(QuickEffect::None, QuickEffect::Eoi)),
+            x2apic::ICR => {
+                let (low, high) = (value as u32, (value >> 32) as u32);
+                let me = low & (icr::SHORTHAND | icr::DELIVERY) == SELF
+                    || low & SELECTION == 0 && high == self.id() && high != BROADCAST;
+                if !me || low & !(icr::WRITABLE | icr::DELIVERY_STATUS) != 0 {
+                    return None;
+                }
+                self.set_icr(low, high);
+                self.send_to_self(low as u8);
+                Some(QuickEffect::None)
+            }
+            x2apic::TMICT if value <= u64::from(u32::MAX) => {
+                self.write_initial_count(clock.now(), value as u32);
+                Some(QuickEffect::Timer)
+            }
+            _ => None,
+        }
+    }
+
     /// WRMSR of `index` in 0x800..=0x8ff.
     ///
     /// # Errors
     /// #GP if the APIC is not in x2APIC mode, or there is no such register, or it is read-only, or a reserved bit is set (11.12.1.2).
-    // Inlined into its one caller, where the effects are then jumps instead of values.
-    #[inline(always)]
     pub fn msr_write(&self, clock: impl TimeSource, index: u32, value: u64) -> Result<Effect, Gp> {
         if self.mode() != ApicMode::X2Apic {
             return Err(Gp);
@@ -145,36 +171,44 @@ impl LocalApic {
         match index {
             x2apic::EOI => {
                 within(0)?;
-                return Ok(self.eoi());
+                return Ok(self.eoi().map_or(Effect::None, |vector| Effect::Eoi { vector }));
             }
-            x2apic::ICR => return self.write_icr(value),
+            x2apic::ICR => {
+                let (low, high) = (value as u32, (value >> 32) as u32);
+                if low & !(icr::WRITABLE | icr::DELIVERY_STATUS) != 0 {
+                    return Err(Gp);
+                }
+                self.set_icr(low, high);
+                return Ok(self.send(low & icr::WRITABLE, high));
+            }
             x2apic::TMICT => return Ok(self.write_initial_count(clock.now(), within(u32::MAX)?)),
+            x2apic::TDCR => return Ok(self.write_divide(clock.now(), within(TDCR_WRITABLE)?)),
+            x2apic::LVT_TIMER..=x2apic::LVT_ERROR => {
+                let offset = register_of(index)?;
+                let value = within(lvt::writable(offset) | lvt::read_only(offset))?;
+                return Ok(self.write_lvt(clock.now(), offset, value));
+            }
             x2apic::TPR => self.set_tpr(within(0xff)? as u8),
             x2apic::SELF_IPI => {
                 let vector = within(0xff)? as u8;
                 self.send_to_self(vector);
             }
-            _ => return self.msr_write_rare(clock.now(), index, value),
+            x2apic::SVR => self.write_svr(within(svr::WRITABLE)?),
+            x2apic::ESR => {
+                within(0)?;
+                self.write_esr();
+            }
+            _ => return Err(Gp),
         }
         Ok(Effect::None)
     }
 
+    /// The ICR keeps what was written but the delivery status, which is always idle.
     #[inline(always)]
-    fn write_icr(&self, value: u64) -> Result<Effect, Gp> {
-        let (low, high) = (value as u32, (value >> 32) as u32);
-        if low & !(icr::WRITABLE | icr::DELIVERY_STATUS) != 0 {
-            return Err(Gp);
-        }
-        let low = low & icr::WRITABLE;
-        self.page.set(reg::ICR_LOW, low);
+    fn set_icr(&self, low: u32, high: u32) {
+        self.page.set(reg::ICR_LOW, low & icr::WRITABLE);
         self.page.set(reg::ICR_HIGH, high);
         self.page.set(reg::ICR_HIGH_X2APIC, high);
-        // The usual self IPIs, without further ado.
-        if low & (icr::SHORTHAND | icr::DELIVERY) == SELF || low & SELECTION == 0 && high == self.id() && high != BROADCAST {
-            self.send_to_self(low as u8);
-            return Ok(Effect::None);
-        }
-        Ok(self.send(low, high))
     }
 
     // --- both
@@ -227,27 +261,6 @@ impl LocalApic {
         }
     }
 
-    /// The arms of [`LocalApic::msr_write`] that need not be fast, apart so that the others need no stack frame.
-    #[cold]
-    fn msr_write_rare(&self, now: Time, index: u32, value: u64) -> Result<Effect, Gp> {
-        let within = |writable: u32| if value & !u64::from(writable) == 0 { Ok(value as u32) } else { Err(Gp) };
-        match index {
-            x2apic::TDCR => return Ok(self.write_divide(now, within(TDCR_WRITABLE)?)),
-            x2apic::LVT_TIMER..=x2apic::LVT_ERROR => {
-                let offset = register_of(index)?;
-                let value = within(lvt::writable(offset) | lvt::read_only(offset))?;
-                return Ok(self.write_lvt(now, offset, value));
-            }
-            x2apic::SVR => self.write_svr(within(svr::WRITABLE)?),
-            x2apic::ESR => {
-                within(0)?;
-                self.write_esr();
-            }
-            _ => return Err(Gp),
-        }
-        Ok(Effect::None)
-    }
-
     /// Spurious-interrupt vector register. Software-disabling the APIC masks the LVT (11.4.7.2); what is pending stays so.
     fn write_svr(&self, value: u32) {
         self.page.set(reg::SVR, value);
@@ -281,6 +294,15 @@ impl LocalApic {
         }
         Effect::None
     }
+}
+
+/// What [`LocalApic::quick_msr_write`] wants done: as [`Effect`], but without what makes that one large.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum QuickEffect {
+    None,
+    Timer,
+    /// The vector of [`Effect::Eoi`].
+    Eoi(u8),
 }
 
 /// MSRs of the registers that software writes in x2APIC mode (table 11-6).

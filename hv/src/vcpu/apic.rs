@@ -1,7 +1,7 @@
 //! MSR exits: the local APIC's registers first (they are the hot ones), then the rest of the policy.
 
 use super::{Context, VirtCpu, pvclock};
-use devices::lapic::Effect;
+use devices::lapic::{Effect, QuickEffect};
 use x86defs::{Exception, Platform, Resume, Vcpu, msr};
 
 const X2APIC: core::ops::RangeInclusive<u32> = msr::X2APIC_BASE..=msr::X2APIC_LAST;
@@ -22,8 +22,19 @@ impl<P: Platform> VirtCpu<P> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn msr_write(&mut self, cx: &Context<'_, P>, index: u32, value: u64) {
+        match self.apic.quick_msr_write(cx, index, value) {
+            Some(QuickEffect::None) => {}
+            Some(QuickEffect::Timer) => cx.arm(self.apic.deadline()),
+            Some(QuickEffect::Eoi(vector)) => self.outer_effect(cx, Effect::Eoi { vector }),
+            None => return self.other_msr_write(cx, index, value),
+        }
+        self.hw.complete(Resume::Advance);
+    }
+
+    #[inline(never)]
+    fn other_msr_write(&mut self, cx: &Context<'_, P>, index: u32, value: u64) {
         let result = match index {
             index if X2APIC.contains(&index) => self.x2apic_write(cx, index, value),
             msr::IA32_APIC_BASE => self.apic.set_base_msr(value, self.cpuid.phys_bits()).map_err(|_| super::Gp),
@@ -54,16 +65,20 @@ impl<P: Platform> VirtCpu<P> {
     }
 
     /// Carries out what a register write of the local APIC asks for. Its timer concerns this CPU alone.
-    #[inline]
+    #[inline(always)]
     fn apic_effect(&self, cx: &Context<'_, P>, effect: Effect) {
         match effect {
             Effect::None => {}
             Effect::Timer => cx.arm(self.apic.deadline()),
-            effect => {
-                self.vm.board.lapic_effect(self.id, effect);
-                self.wake_others(cx);
-            }
+            effect => self.outer_effect(cx, effect),
         }
+    }
+
+    /// An effect beyond the local APIC.
+    #[inline(never)]
+    fn outer_effect(&self, cx: &Context<'_, P>, effect: Effect) {
+        self.vm.board.lapic_effect(self.id, effect);
+        self.wake_others(cx);
     }
 
     #[inline]

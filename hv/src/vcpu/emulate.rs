@@ -5,8 +5,8 @@ use crate::vm::Vm;
 use alloc::sync::Arc;
 use emul::{Cpu, Mode, Privilege, Stop};
 use x86defs::{
-    Access, DescriptorTable, Gpa, Gprs, GuestMemory, GuestMemoryExt, Gva, OutsideRam, PAGE_SIZE, Platform, Segment,
-    SegmentRegister, TimeSource, Vcpu, Width,
+    Access, DescriptorTable, Gpa, Gpr, Gprs, GuestMemory, GuestMemoryExt, Gva, OutsideRam, PAGE_SIZE, Platform, Segment,
+    SegmentRegister, Time, TimeSource, Vcpu, Width,
     paging::{self, FetchCache, TranslateError},
 };
 
@@ -29,6 +29,8 @@ pub(super) struct Emulation<'a, P: Platform> {
     pub operand: Option<Gpa>,
     pub fetches: &'a mut FetchCache,
     pub error: Option<EmulationError>,
+    /// When the first port was accessed: near enough for the others of a REP string.
+    pub now: Option<Time>,
 }
 
 impl<P: Platform> Emulation<'_, P> {
@@ -44,6 +46,14 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
     }
     fn gprs_mut(&mut self) -> &mut Gprs {
         self.hw.gprs_mut()
+    }
+    #[inline(always)]
+    fn gpr(&self, register: Gpr) -> u64 {
+        self.hw.gpr(register)
+    }
+    #[inline(always)]
+    fn set_gpr(&mut self, register: Gpr, value: u64) {
+        self.hw.set_gpr(register, value);
     }
     fn rip(&self) -> u64 {
         self.hw.rip()
@@ -81,21 +91,27 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
     }
 
     #[inline(always)]
-    fn instruction(&mut self) -> Option<[u8; 16]> {
+    fn instruction(&mut self, mode: Mode) -> Option<[u8; 16]> {
         let rip = self.hw.rip();
-        let (linear, room) = match self.mode() {
-            (Mode::Long, _) => (rip, u64::MAX),
-            (Mode::Protected, _) => {
-                let cs = self.hw.segment(SegmentRegister::Cs);
-                (cs.base.wrapping_add(rip) & 0xffff_ffff, u64::from(cs.limit).saturating_sub(rip))
+        let memory = &*self.vm.memory;
+        let gpa = match mode {
+            Mode::Long => {
+                is_within_page(rip).then_some(())?;
+                match self.fetches.find(memory, self.hw.cr3(), Gva(rip)) {
+                    Some(gpa) => gpa,
+                    None => self.fetches.walk(memory, &self.hw.paging(), Gva(rip))?,
+                }
             }
-            (Mode::Real | Mode::Virtual8086, _) => return None,
+            Mode::Protected => {
+                let cs = self.hw.segment(SegmentRegister::Cs);
+                let linear = cs.base.wrapping_add(rip) & 0xffff_ffff;
+                let room = u64::from(cs.limit).saturating_sub(rip);
+                (is_within_page(linear) && room >= 16).then_some(())?;
+                paging::translate_quickly(memory, &self.hw.paging(), Gva(linear), Access::Execute, false)?
+            }
+            Mode::Real | Mode::Virtual8086 => return None,
         };
-        if linear % PAGE_SIZE > PAGE_SIZE - 16 || room < 16 {
-            return None;
-        }
-        let gpa = self.fetches.translate(&*self.vm.memory, &self.hw.paging(), Gva(linear))?;
-        self.vm.memory.read_block(gpa)
+        memory.read_block(gpa)
     }
 
     #[inline(always)]
@@ -105,7 +121,11 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
 
     fn translate(&mut self, gva: Gva, access: Access, privilege: Privilege) -> Result<Gpa, Stop> {
         let context = self.hw.paging();
-        match paging::translate(&*self.vm.memory, &context, gva, access, privilege == Privilege::System) {
+        let system = privilege == Privilege::System;
+        if let Some(gpa) = paging::translate_quickly(&*self.vm.memory, &context, gva, access, system) {
+            return Ok(gpa);
+        }
+        match paging::translate(&*self.vm.memory, &context, gva, access, system) {
             Ok(gpa) => Ok(gpa),
             Err(TranslateError::Fault(exception)) => Err(Stop::Fault(exception)),
             Err(TranslateError::TableOutsideRam(gpa)) => {
@@ -113,6 +133,10 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
                 Err(Stop::Abort)
             }
         }
+    }
+
+    fn read_ram(&mut self, gpa: Gpa, buf: &mut [u8]) -> bool {
+        self.vm.memory.read(gpa, buf).is_ok()
     }
 
     fn fetch(&mut self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Stop> {
@@ -183,7 +207,8 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
     }
 
     fn port_out(&mut self, port: u16, width: Width, value: u32) -> Result<(), Stop> {
-        self.vm.board.port_write(self.cx.now(), port, width, value);
+        let now = *self.now.get_or_insert_with(|| self.cx.now());
+        self.vm.board.port_write(now, port, width, value);
         Ok(())
     }
 
@@ -196,4 +221,10 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
     fn set_ymm(&mut self, index: u8, value: [u128; 2]) {
         self.hw.set_ymm(index, value);
     }
+}
+
+/// The longest instruction at `linear` does not reach into the next page.
+#[inline(always)]
+const fn is_within_page(linear: u64) -> bool {
+    linear % PAGE_SIZE <= PAGE_SIZE - 16
 }

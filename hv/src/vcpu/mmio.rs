@@ -23,10 +23,10 @@ impl<P: Platform> VirtCpu<P> {
             let _ = bytes.try_extend_from_slice(supplied);
         }
         let (vm, fetches) = (&self.vm, &mut self.fetches);
-        let mut cpu = Emulation { hw: &mut self.hw, vm, vcpu_id: self.id, cx, operand, fetches, error: None };
-        if let Some(outcome) = emul::plain_access(&mut cpu, &bytes) {
-            let error = cpu.error;
-            return self.emulated(cx, outcome, error);
+        let mut cpu = Emulation { hw: &mut self.hw, vm, vcpu_id: self.id, cx, operand, fetches, error: None, now: None };
+        if let Some(rip) = emul::plain_access(&mut cpu, &bytes) {
+            self.hw.complete(Resume::AdvanceTo(rip));
+            return self.after_device_access(cx);
         }
         let outcome = emul::with_ado(&mut cpu, &bytes);
         let error = cpu.error;

@@ -104,46 +104,52 @@ impl<P: Platform> VirtCpu<P> {
         self.hw.complete(Resume::Fault(exception));
     }
 
-    /// Hands over what is pending: INIT and SIPI, an NMI, an interrupt. Query, then accept: an interrupt that the
-    /// guest cannot take stays in the local APIC and a window is asked for.
+    /// Hands over what is pending: INIT and SIPI, an NMI, an interrupt. What the guest cannot take now stays in the local APIC, and a window is
+    /// asked for.
+    #[inline(always)]
     fn deliver(&mut self) -> Result<(), Stop> {
+        self.window = self.apic.signal_pending() && self.take_signals()?;
+        if self.hw.can_take_interrupt() {
+            match self.apic.take() {
+                Some(Pending::Lapic(vector)) => {
+                    self.hw.inject_interrupt(vector);
+                    self.stats.interrupts += 1;
+                }
+                Some(Pending::ExtInt) => self.take_extint(),
+                None => {}
+            }
+        }
+        // One that the guest cannot take, or another one behind it: as soon as the guest opens up.
+        let waiting = self.apic.pending().is_some();
+        self.window |= waiting;
+        self.hw.request_interrupt_window(waiting);
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn take_extint(&mut self) {
+        let vector = self.vm.board.router.acknowledge_extint();
+        self.hw.inject_interrupt(vector);
+        self.stats.interrupts += 1;
+    }
+
+    /// Takes INIT, SIPI and NMI. True if the NMI has to wait.
+    #[cold]
+    fn take_signals(&mut self) -> Result<bool, Stop> {
         if let Some(startup) = self.apic.take_startup() {
             self.start_up(startup)?;
         }
-        self.window = false;
-        if self.apic.nmi_pending() {
-            if self.hw.can_take_nmi() {
-                self.apic.take_nmi();
-                self.hw.inject_nmi();
-            } else {
-                self.window = true;
-                self.hw.request_nmi_window(true);
-            }
+        if !self.apic.nmi_pending() {
+            return Ok(false);
         }
-        let router = &self.vm.board.router;
-        if router.pending(self.id).is_some() {
-            if self.hw.can_take_interrupt() {
-                match router.pending(self.id) {
-                    Some(Pending::Lapic(vector)) => {
-                        self.apic.accept(vector);
-                        self.hw.inject_interrupt(vector);
-                    }
-                    Some(Pending::ExtInt) => self.hw.inject_interrupt(router.acknowledge_extint()),
-                    None => {}
-                }
-                self.stats.interrupts += 1;
-                // Another one behind it: take it as soon as the guest opens up.
-                let more = router.pending(self.id).is_some();
-                self.window |= more;
-                self.hw.request_interrupt_window(more);
-            } else {
-                self.window = true;
-                self.hw.request_interrupt_window(true);
-            }
+        let open = self.hw.can_take_nmi();
+        if open {
+            self.apic.take_nmi();
+            self.hw.inject_nmi();
         } else {
-            self.hw.request_interrupt_window(false);
+            self.hw.request_nmi_window(true);
         }
-        Ok(())
+        Ok(!open)
     }
 
     /// INIT or SIPI (SDM vol. 3A, 9.4 and 11.4.7.3), without the wait-for-SIPI activity state of the CPU.
@@ -153,6 +159,7 @@ impl<P: Platform> VirtCpu<P> {
             Startup::Init if self.id == 0 => Err(Stop::End(End::Reboot)),
             Startup::Init => {
                 self.apic.init();
+                self.fetches.forget();
                 self.hw.set_state(&VcpuState::init(self.cpuid.signature(), self.hw.cr0()));
                 self.pvclock.reset();
                 self.activity = Activity::WaitForSipi;
@@ -197,11 +204,12 @@ impl<P: Platform> VirtCpu<P> {
                 self.apic.attention()
                     && (self.apic.nmi_pending()
                         || self.apic.startup_pending()
-                        || self.interruptible && self.vm.board.router.pending(self.id).is_some())
+                        || self.interruptible && self.apic.pending().is_some())
             }
         }
     }
 
+    #[inline(always)]
     fn hlt(&mut self) -> Result<(), Stop> {
         // Completed first, so that the STI before it does not hold back the interrupt that ends it.
         self.hw.complete(Resume::Advance);
@@ -237,7 +245,10 @@ impl<P: Platform> VirtCpu<P> {
         let checked = match register {
             ControlRegister::Cr0 => control::check_cr0(&now, value),
             ControlRegister::Cr3 => Ok(value),
-            ControlRegister::Cr4 => control::check_cr4(&now, value, self.cpuid.cr4_allowed()),
+            ControlRegister::Cr4 => {
+                self.fetches.forget();
+                control::check_cr4(&now, value, self.cpuid.cr4_allowed())
+            }
             ControlRegister::Cr8 if value > 15 => Err(control::Gp),
             ControlRegister::Cr8 => {
                 self.apic.set_cr8(value as u8);
