@@ -114,13 +114,16 @@ impl<P: Platform> Host<P> {
 
     /// Reads a module as a guest's configuration. Says what is wrong with it if it is refused.
     pub(crate) fn check(&self, module: &Module) -> Option<Arc<Blueprint>> {
-        let checked = config::parse_bytes(module.name, module.data).and_then(|guest| {
+        let checked = config::parse_bytes(module.name, module.data).and_then(|mut guest| {
             if self.guests.lock().names().any(|name| name == guest.name) {
                 return Err(Vec::from([guest.error(Key::Name, Reason::NameInUse)]));
             }
             let host = self.platform.cpus();
             if let Some(&cpus) = guest.cpus.iter().find(|cpus| cpus.and(CpuMask::first(host)).is_empty()) {
                 return Err(Vec::from([guest.error(Key::Cpus, Reason::NoSuchCpus { cpus, host })]));
+            }
+            if guest.localtime {
+                guest.rtc_offset += self.options.utc_offset;
             }
             Blueprint::new(guest, self.modules).map_err(|error| Vec::from([error]))
         });

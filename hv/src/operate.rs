@@ -295,6 +295,10 @@ impl<P: Platform> Operator for Host<P> {
                 self.wake(&vm, CpuSet::single(vcpu as usize), self.platform.this_cpu(), None);
             }
             Trigger::Power => self.press_power_button(&vm),
+            Trigger::Sleep => {
+                vm.board.press_sleep_button();
+                self.wake(&vm, vm.board.router.take_woken(), self.platform.this_cpu(), None);
+            }
             Trigger::Reset => self.stop(vm, End::Reboot),
         }
         Ok(())

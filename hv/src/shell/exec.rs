@@ -97,6 +97,7 @@ impl Shell {
                 let trigger = match kind {
                     TriggerKind::Nmi => Trigger::Nmi { vcpu },
                     TriggerKind::Power => Trigger::Power,
+                    TriggerKind::Sleep => Trigger::Sleep,
                     TriggerKind::Reset => Trigger::Reset,
                 };
                 act_on(&guest, |id| {
