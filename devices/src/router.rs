@@ -4,19 +4,21 @@
 
 pub use crate::lapic::Pending;
 use crate::{
-    LineSink, PortDevice,
+    LineSink, MessageSink, PinState, PortDevice,
     interrupt::{ApicAddress, CpuSet, DeliveryMode, DestinationMode, InterruptMessage, Ipi, MAX_VCPUS, Shorthand, destinations},
     ioapic::{self, IoApic, IoApicState},
     lapic::{Effect, LocalApic, Posted},
     pic::{ELCR_OFFSET, MASTER_OFFSET, Pic, PicState, SLAVE_OFFSET},
+    sync::{
+        Mutex,
+        atomic::{
+            AtomicU32, AtomicU64,
+            Ordering::{AcqRel, Relaxed},
+        },
+    },
 };
 use alloc::{sync::Arc, vec::Vec};
-use core::sync::atomic::{
-    AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Relaxed},
-};
 use serde::{Deserialize, Serialize};
-use spin::Mutex;
 use x86defs::{Time, Width};
 
 /// Interrupt lines: ISA IRQs 0 to 15, and eight more that reach the IOAPIC alone unless routed (PIRQA to PIRQH).
@@ -134,6 +136,13 @@ impl InterruptRouter {
         }
     }
 
+    /// True if [`InterruptRouter::take_woken`] has something.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_woken(&self) -> bool {
+        self.woken.load(Relaxed) != 0
+    }
+
     /// The vCPUs that got something new (an interrupt, NMI, INIT or SIPI) since the last call, other than by their own IPI to themselves.
     #[inline]
     #[must_use]
@@ -249,6 +258,7 @@ impl InterruptRouter {
     }
 
     /// IN at one of the 8259 pair's ports: 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1. All ones at others.
+    #[inline(never)]
     pub fn pic_read(&self, now: Time, port: u16, width: Width) -> u32 {
         let Some(offset) = pic_offset(port) else { return width.mask() as u32 };
         let mut wires = self.wires.lock();
@@ -288,6 +298,26 @@ impl InterruptRouter {
     /// A write at `offset` from the IOAPIC's base address.
     pub fn ioapic_write(&self, offset: u64, width: Width, value: u64) {
         self.ioapic.lock().mmio_write(offset, width, value, &mut |message| self.deliver_from_ioapic(message));
+    }
+
+    /// Whether an interrupt of the 8259 pair gets through to a processor.
+    fn takes_extint(&self) -> bool {
+        self.apics.first().is_some_and(|bsp| bsp.lint0_accepts_extint())
+            || self.ioapic.lock().unmasked(EXTINT_PIN).is_some_and(|message| message.delivery == DeliveryMode::ExtInt)
+    }
+
+    /// What the last such message has come to at its destinations.
+    fn message_state(&self, message: &InterruptMessage) -> PinState {
+        if !message.delivery.is_vectored() {
+            return PinState::Ready;
+        }
+        let set = self.destinations(None, Shorthand::None, message);
+        let mut taken = set.iter().filter_map(|index| self.apics.get(index)).filter(|apic| apic.software_enabled()).peekable();
+        match (taken.peek().is_some(), taken.any(|apic| apic.is_requested(message.vector))) {
+            (false, _) => PinState::Masked,
+            (true, false) => PinState::Ready,
+            (true, true) => PinState::Waiting,
+        }
     }
 
     /// The machine's NMI line, at LINT1 of every processor.
@@ -349,6 +379,41 @@ impl LineSink for InterruptRouter {
             _ => {}
         }
     }
+
+    fn state(&self, pin: u32) -> PinState {
+        let line = pin as usize;
+        let wires = self.wires.lock();
+        let irq = match line.checked_sub(FIRST_PIRQ) {
+            None => u8::try_from(line).ok(),
+            Some(pirq) => wires.pirq_routes.get(pirq).copied().flatten(),
+        };
+        // Through the pair only if its output leads to a processor.
+        let waits = irq.and_then(|irq| wires.pic.waits(irq)).filter(|_| self.takes_extint());
+        let at_pic = match waits {
+            None => PinState::Masked,
+            Some(false) => PinState::Ready,
+            Some(true) => PinState::Waiting,
+        };
+        let io_pin = match line {
+            0 => PIT_PIN,
+            PIT_PIN => return at_pic,
+            line => line,
+        };
+        let message = self.ioapic.lock().unmasked(io_pin);
+        at_pic.max(message.map_or(PinState::Masked, |message| self.message_state(&message)))
+    }
+}
+
+impl MessageSink for InterruptRouter {
+    fn write(&self, address: u64, data: u32) {
+        if let Some(message) = InterruptMessage::from_msi(address, data) {
+            self.deliver(message);
+        }
+    }
+
+    fn state(&self, address: u64, data: u32) -> PinState {
+        InterruptMessage::from_msi(address, data).map_or(PinState::Masked, |message| self.message_state(&message))
+    }
 }
 
 /// What became of a message.
@@ -378,5 +443,5 @@ const fn pic_offset(port: u16) -> Option<u16> {
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;

@@ -13,7 +13,8 @@ use crate::{
     vm::{Blueprint, End, Vm},
 };
 use alloc::{boxed::Box, collections::VecDeque, sync::Arc, vec::Vec};
-use spin::Mutex;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use devices::sync::Mutex;
 use x86defs::Platform;
 
 /// What all CPUs share.
@@ -30,6 +31,8 @@ pub(crate) struct Host<P: Platform> {
     pub(crate) shell: Mutex<Shell>,
     pub(crate) sched: Mutex<Scheduler<Box<VirtCpu<P>>>>,
     pub(crate) guests: Mutex<Guests<P>>,
+    /// When the registers of a guest that crashed were last logged, in ns; 0 if never.
+    pub(crate) crash_logged: AtomicU64,
 }
 
 /// Guests by their state.
@@ -39,6 +42,8 @@ pub(crate) struct Guests<P: Platform> {
     pub(crate) running: Vec<Arc<Vm<P>>>,
     /// Ended ones that their configuration wants kept.
     pub(crate) preserved: Vec<Arc<Vm<P>>>,
+    /// Between their end and their next start, or nothing more.
+    pub(crate) leaving: Vec<Leaving>,
     /// Being built, or taken apart, at the moment.
     building: u32,
     next_id: u32,
@@ -46,10 +51,24 @@ pub(crate) struct Guests<P: Platform> {
     announced_end: bool,
 }
 
+/// A guest that has ended and is taken apart, and then built again, unless it is destroyed.
+pub(crate) struct Leaving {
+    /// Its old number.
+    pub(crate) id: u32,
+    pub(crate) blueprint: Arc<Blueprint>,
+    pub(crate) condemned: Arc<AtomicBool>,
+}
+
 impl<P: Platform> Guests<P> {
+    fn take_leaving(&mut self, id: u32) -> Option<Leaving> {
+        let at = self.leaving.iter().position(|entry| entry.id == id)?;
+        Some(self.leaving.remove(at))
+    }
+
     /// The names that are taken.
     fn names(&self) -> impl Iterator<Item = &str> {
-        let waiting = self.waiting.iter().map(|blueprint| &*blueprint.config.name);
+        let waiting = self.waiting.iter().chain(self.leaving.iter().map(|entry| &entry.blueprint));
+        let waiting = waiting.map(|blueprint| &*blueprint.config.name);
         waiting.chain(self.running.iter().chain(&self.preserved).filter(|vm| !vm.is_renamed()).map(|vm| vm.name()))
     }
 }
@@ -71,11 +90,13 @@ impl<P: Platform> Host<P> {
                 waiting: VecDeque::new(),
                 running: Vec::new(),
                 preserved: Vec::new(),
+                leaving: Vec::new(),
                 building: 0,
                 next_id: 1,
                 started: false,
                 announced_end: false,
             }),
+            crash_logged: AtomicU64::new(0),
         }
     }
 
@@ -93,13 +114,16 @@ impl<P: Platform> Host<P> {
 
     /// Reads a module as a guest's configuration. Says what is wrong with it if it is refused.
     pub(crate) fn check(&self, module: &Module) -> Option<Arc<Blueprint>> {
-        let checked = config::parse_bytes(module.name, module.data).and_then(|guest| {
+        let checked = config::parse_bytes(module.name, module.data).and_then(|mut guest| {
             if self.guests.lock().names().any(|name| name == guest.name) {
                 return Err(Vec::from([guest.error(Key::Name, Reason::NameInUse)]));
             }
             let host = self.platform.cpus();
             if let Some(&cpus) = guest.cpus.iter().find(|cpus| cpus.and(CpuMask::first(host)).is_empty()) {
                 return Err(Vec::from([guest.error(Key::Cpus, Reason::NoSuchCpus { cpus, host })]));
+            }
+            if guest.localtime {
+                guest.rtc_offset += self.options.utc_offset;
             }
             Blueprint::new(guest, self.modules).map_err(|error| Vec::from([error]))
         });
@@ -139,6 +163,11 @@ impl<P: Platform> Host<P> {
 
     /// Builds a guest and lets its vCPUs run, unless it is to be paused. Returns its number, if it was not refused.
     pub(crate) fn start(&self, blueprint: &Arc<Blueprint>, paused: bool) -> Option<u32> {
+        self.start_unless(blueprint, paused, None)
+    }
+
+    /// The same; `old` is the number of the guest that this one follows, if it does, and the operator may condemn it until it has started.
+    pub(crate) fn start_unless(&self, blueprint: &Arc<Blueprint>, paused: bool, old: Option<u32>) -> Option<u32> {
         let name = &blueprint.config.name;
         let id = {
             let mut guests = self.guests.lock();
@@ -150,6 +179,7 @@ impl<P: Platform> Host<P> {
         let built = Vm::build(self.platform, &self.clock, &self.console, blueprint, id);
         let mut guests = self.guests.lock();
         guests.building -= 1;
+        let condemned = old.and_then(|old| guests.take_leaving(old)).is_some_and(|old| old.condemned.load(Ordering::Acquire));
         let (vm, vcpus) = match built {
             Ok(built) => built,
             Err(error) => {
@@ -158,6 +188,12 @@ impl<P: Platform> Host<P> {
                 return None;
             }
         };
+        if condemned {
+            drop(guests);
+            drop((vm, vcpus));
+            log::always!("guest {name}: destroyed");
+            return None;
+        }
         log::always!("guest {name}: started{}", if paused { ", paused" } else { "" });
         if vm.has_console() && self.console.guest_started(id) {
             console::announce(Some(name));
@@ -185,11 +221,11 @@ impl<P: Platform> Host<P> {
             let id = TaskId { vm: vm.id, vcpu: vcpu.id };
             let asleep = vcpu.is_asleep();
             let affinity = config.cpus.get(id.vcpu as usize).map_or(host, |cpus| cpus.and(host));
-            sched.add(id, Box::new(vcpu), affinity, paused);
+            sched.add(id, Box::new(vcpu), affinity, paused, now);
             if sched.is_waiting_for_cpu(id) {
                 log::warn!("guest {}: vCPU {} has to wait for a CPU of its own", vm.name(), id.vcpu);
             }
-            if !asleep && let Some(cpu) = sched.wake(id) {
+            if !asleep && let Some(cpu) = sched.wake(id, now) {
                 kicks.insert(cpu);
             }
         }
@@ -204,10 +240,12 @@ impl<P: Platform> Host<P> {
         }
     }
 
-    /// Ends a guest: its vCPUs stop wherever they are, and the last of them takes the guest apart.
-    pub(crate) fn stop(&self, vm: &Arc<Vm<P>>, end: End) {
+    /// Ends a guest: its vCPUs stop wherever they are, and the last of them takes the guest apart. That may be here, and waits for everybody
+    /// else to let go of the guest: the caller must not hold another part of it.
+    pub(crate) fn stop(&self, vm: Arc<Vm<P>>, end: End) {
         vm.set_end(end);
         let (payloads, kicks) = self.sched.lock().doom(vm.id);
+        drop(vm);
         self.kick_all(kicks);
         for vcpu in payloads {
             self.dispose(vcpu);
@@ -232,24 +270,44 @@ impl<P: Platform> Host<P> {
             end => end.unwrap_or(End::Destroyed),
         };
         vm.finish_output(self.platform);
-        {
-            let mut guests = self.guests.lock();
-            guests.running.retain(|other| other.id != vm.id);
-            // Another CPU must not take this for the end of the last guest: it may be built again below.
-            guests.building += 1;
-        }
-        let name = &blueprint.config.name;
-        log::always!("guest {name}: ended: {end}");
-        let had_focus = self.console.guest_ended(vm.id);
-        let action = match end {
+        let mut action = match end {
+            // A guest that left by the debug port has given its verdict; running it again would give another.
+            End::DebugExit(_) if blueprint.config.on_poweroff == Action::Restart => Action::Destroy,
             End::PowerOff | End::DebugExit(_) => blueprint.config.on_poweroff,
             End::Reboot => blueprint.config.on_reboot,
             End::Crash(_) => blueprint.config.on_crash,
             End::Destroyed => Action::Destroy,
         };
-        match action {
-            // A guest that left by the debug port has given its verdict; running it again would give another.
-            Action::Restart if !matches!(end, End::DebugExit(_)) => {
+        let (id, condemned) = (vm.id, vm.condemned.clone());
+        {
+            let mut guests = self.guests.lock();
+            guests.running.retain(|other| other.id != id);
+            // Another CPU must not take this for the end of the last guest: it may be built again below.
+            guests.building += 1;
+            // The operator has come too late to be its end, but not too late for what follows.
+            if condemned.load(Ordering::Acquire) {
+                action = Action::Destroy;
+            }
+            if action != Action::Preserve {
+                guests.leaving.push(Leaving { id, blueprint: blueprint.clone(), condemned: condemned.clone() });
+            }
+        }
+        let name = &blueprint.config.name;
+        let kept = if action == Action::Destroy {
+            // Whoever hears of its end can have its memory and its name.
+            free(vm);
+            self.guests.lock().take_leaving(id);
+            None
+        } else {
+            Some(vm)
+        };
+        log::always!("guest {name}: ended: {end}");
+        if action == Action::Destroy && condemned.load(Ordering::Acquire) && !matches!(end, End::Destroyed) {
+            log::always!("guest {name}: destroyed");
+        }
+        let had_focus = self.console.guest_ended(id);
+        match (action, kept) {
+            (Action::Restart, Some(vm)) => {
                 let cause = match end {
                     End::PowerOff | End::DebugExit(_) | End::Destroyed => "on_poweroff",
                     End::Reboot => "on_reboot",
@@ -258,19 +316,19 @@ impl<P: Platform> Host<P> {
                 // Its memory must be free before the new one takes as much.
                 free(vm);
                 log::always!("guest {name}: restarting ({cause})");
-                self.start(&blueprint, false);
+                self.start_unless(&blueprint, false, Some(id));
             }
-            Action::RenameRestart => {
+            (Action::RenameRestart, Some(vm)) => {
                 vm.rename();
                 log::always!("guest {name}: kept as {}, restarting", vm.kept_name());
                 self.guests.lock().preserved.push(vm);
-                self.start(&blueprint, false);
+                self.start_unless(&blueprint, false, Some(id));
             }
-            Action::Preserve => {
+            (Action::Preserve, Some(vm)) => {
                 log::always!("guest {name}: preserved");
                 self.guests.lock().preserved.push(vm);
             }
-            Action::Destroy | Action::Restart => drop(vm),
+            (Action::Destroy, _) | (_, None) => {}
         }
         let start_more = {
             let mut guests = self.guests.lock();
@@ -283,8 +341,8 @@ impl<P: Platform> Host<P> {
         if had_focus && self.console.focus().is_none() {
             self.pass_focus();
         }
-        // It may have something to say now.
-        self.kick_all(CpuMask::single(0));
+        // It may have something to say now, and at least has to show the shell's prompt again; also if it is this one, on its way to sleep.
+        self.platform.kick(0);
     }
 
     /// Gives the console's input to the first guest that has a console, or else leaves it with the shell.
@@ -336,7 +394,7 @@ impl<P: Platform> Host<P> {
 
 /// Drops a guest's last part, so that its memory is free at the return. Other CPUs may still hold the guest for a moment, on their way out of its end
 /// or of the console.
-fn free<P: Platform>(vm: Arc<Vm<P>>) {
+pub(crate) fn free<P: Platform>(vm: Arc<Vm<P>>) {
     while Arc::strong_count(&vm) > 1 {
         core::hint::spin_loop();
     }

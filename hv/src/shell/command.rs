@@ -70,6 +70,7 @@ pub enum Command<'a> {
 pub enum TriggerKind {
     Nmi,
     Power,
+    Sleep,
     Reset,
 }
 
@@ -246,8 +247,9 @@ impl<'a> Words<'a> {
             "nmi" => TriggerKind::Nmi,
             "power" => TriggerKind::Power,
             "reset" => TriggerKind::Reset,
-            word @ ("init" | "sleep" | "s3resume") => return Err(Misuse::Unsupported(word)),
-            value => return Err(Misuse::BadValue { what: "trigger", value, expected: "nmi, power or reset" }),
+            "sleep" => TriggerKind::Sleep,
+            word @ ("init" | "s3resume") => return Err(Misuse::Unsupported(word)),
+            value => return Err(Misuse::BadValue { what: "trigger", value, expected: "nmi, power, sleep or reset" }),
         };
         let vcpu = self.optional().map(vcpu).transpose()?;
         Ok(Command::Trigger { guest, kind, vcpu })
@@ -351,8 +353,9 @@ fn vcpu(value: &str) -> Result<u32, Misuse<'_>> {
 }
 
 /// The keys of `debug-keys`.
-pub(super) const DEBUG_KEYS: [(char, DebugKey, &str); 4] = [
-    ('d', DebugKey::Registers, "registers of this CPU"),
+pub(super) const DEBUG_KEYS: [(char, DebugKey, &str); 5] = [
+    ('d', DebugKey::Registers, "host CPUs and the registers of the vCPUs that they have"),
+    ('m', DebugKey::Memory, "memory to the byte"),
     ('q', DebugKey::Guests, "guests and the registers of their vCPUs"),
     ('r', DebugKey::RunQueues, "run queues"),
     ('t', DebugKey::Time, "clocks"),

@@ -116,6 +116,8 @@ pub enum Trigger {
     Nmi { vcpu: u32 },
     /// The ACPI power button.
     Power,
+    /// The ACPI sleep button.
+    Sleep,
     /// The reset button: what its configuration has for `on_reboot` follows.
     Reset,
 }
@@ -123,8 +125,10 @@ pub enum Trigger {
 /// What `debug-keys` asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DebugKey {
-    /// `d`: this CPU's registers.
+    /// `d`: host CPUs, and the registers of the vCPUs that they have.
     Registers,
+    /// `m`: memory, to the byte.
+    Memory,
     /// `q`: guests and the registers of their vCPUs.
     Guests,
     /// `r`: run queues.

@@ -88,6 +88,8 @@ pub struct GuestTest {
     pub expect: Expect,
     pub on: &'static [Platform],
     pub vcpus: u32,
+    /// More lines for its configuration.
+    pub config: &'static str,
 }
 
 const BOTH_VENDORS: &[Platform] = &[Platform::SvmQemu, Platform::VmxBochs, Platform::SvmBochs];
@@ -97,7 +99,7 @@ const fn pass(name: &'static str) -> GuestTest {
 }
 
 const fn ends(name: &'static str, expect: Expect) -> GuestTest {
-    GuestTest { name, expect, on: BOTH_VENDORS, vcpus: 1 }
+    GuestTest { name, expect, on: BOTH_VENDORS, vcpus: 1, config: "" }
 }
 
 const fn smp(name: &'static str, vcpus: u32) -> GuestTest {
@@ -147,6 +149,20 @@ pub const GUESTS: &[GuestTest] = &[
     pass("self-ipi"),
     pass("x2apic"),
     pass("serial-irq"),
+    pass("pic-modes"),
+    pass("pic-spurious"),
+    pass("pit-modes"),
+    pass("ioapic-modes"),
+    pass("lapic-modes"),
+    // An emulator that is away itself, while its clock goes on, would owe more interrupts than are made good.
+    GuestTest { on: &[Platform::SvmIcount, Platform::VmxBochs, Platform::SvmBochs], ..pass("lost-ticks") },
+    pass("hpet"),
+    pass("rtc-modes"),
+    pass("acpi-events"),
+    pass("i8042"),
+    GuestTest { config: "serial = [\"pty\", \"log\", \"none\", \"null\"]\n", ..pass("serial-ports") },
+    pass("pci-ecam"),
+    GuestTest { config: "serial = [\"pty\", \"none\", \"none\", \"none\", \"null\"]\n", ..pass("pci-device") },
     pass("work"),
     smp("smp-startup", 8),
     smp("smp-startup-32", 32),
@@ -173,6 +189,9 @@ pub const GUESTS: &[GuestTest] = &[
 /// The case that measures, and is run by `cargo xtask bench`.
 pub const BENCH_CASE: &str = "bench";
 
+/// Cases that do not end by themselves, or not alone: parts of the scenarios.
+pub const SCENARIO_CASES: &[&str] = &["progress", "idle", "hog", "memory-fill", "memory-zero"];
+
 /// The module with the test guest.
 pub const GUEST_KERNEL: &str = "guests";
 
@@ -188,11 +207,12 @@ pub fn guest_config(case: &str) -> String {
 /// The configuration of guest `name` that runs `case`, which may have options behind it.
 #[must_use]
 pub fn guest_config_of(name: &str, case: &str) -> String {
-    let vcpus = GUESTS.iter().find(|test| test.name == name).map_or(1, |test| test.vcpus);
+    let test = GUESTS.iter().find(|test| test.name == name);
+    let (vcpus, more) = test.map_or((1, ""), |test| (test.vcpus, test.config));
     format!(
         "name = \"{name}\"\ntype = \"hvm\"\nmemory = {GUEST_MEMORY_MIB}\nvcpus = {vcpus}\nkernel = \"{GUEST_KERNEL}\"\n\
          cmdline = \"test={case}\"\nisa_debug_exit = 0xf4\n\
-         on_poweroff = \"destroy\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n"
+         on_poweroff = \"destroy\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n{more}"
     )
 }
 
@@ -242,6 +262,8 @@ pub const REFUSALS_SURVIVOR: &str = "cpuid-policy";
 pub struct LinuxTest {
     pub on: Platform,
     pub vcpus: u32,
+    /// Host CPUs.
+    pub cpus: u32,
     /// Also restart it: costs a second boot.
     pub reboot: Reboot,
 }
@@ -253,11 +275,12 @@ pub enum Reboot {
 }
 
 pub const LINUX: &[LinuxTest] = &[
-    LinuxTest { on: Platform::SvmQemu, vcpus: 1, reboot: Reboot::Tested },
-    LinuxTest { on: Platform::VmxBochs, vcpus: 1, reboot: Reboot::Tested },
-    LinuxTest { on: Platform::SvmUefi, vcpus: 1, reboot: Reboot::NotTested },
-    LinuxTest { on: Platform::SvmQemu, vcpus: 4, reboot: Reboot::Tested },
-    LinuxTest { on: Platform::VmxBochs, vcpus: 2, reboot: Reboot::NotTested },
+    LinuxTest { on: Platform::SvmQemu, vcpus: 1, cpus: 1, reboot: Reboot::Tested },
+    LinuxTest { on: Platform::VmxBochs, vcpus: 1, cpus: 1, reboot: Reboot::Tested },
+    LinuxTest { on: Platform::SvmUefi, vcpus: 1, cpus: 1, reboot: Reboot::NotTested },
+    LinuxTest { on: Platform::SvmQemu, vcpus: 4, cpus: 1, reboot: Reboot::NotTested },
+    LinuxTest { on: Platform::SvmQemu, vcpus: 4, cpus: 2, reboot: Reboot::Tested },
+    LinuxTest { on: Platform::VmxBochs, vcpus: 2, cpus: 2, reboot: Reboot::NotTested },
 ];
 pub const LINUX_MEMORY: MemorySize = MemorySize::from_mib(256);
 
@@ -278,6 +301,7 @@ mod tests {
         let mut listed: HashSet<String> = GUESTS.iter().map(|t| t.name.to_owned()).collect();
         assert_eq!(listed.len(), GUESTS.len(), "a case is listed twice");
         listed.insert(BENCH_CASE.to_owned());
+        listed.extend(SCENARIO_CASES.iter().map(|case| (*case).to_owned()));
         assert_eq!(listed, cases_of_the_guest());
     }
 
