@@ -509,6 +509,6 @@ mod tests {
                 None => refused += 1,
             }
         }
-        assert!(quick > 20_000 && refused > 20_000 && hits > 5_000, "{quick} quick, {refused} refused, {hits} fetches");
+        assert!(quick > 20_000 && refused > 20_000 && hits > 500, "{quick} quick, {refused} refused, {hits} fetches");
     }
 }
