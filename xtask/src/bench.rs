@@ -1,11 +1,11 @@
-//! `cargo xtask bench`: what a VM exit costs in host instructions, beside what KVM and Xen take for it on the same emulated machines.
+//! `cargo xtask bench`: what VM exits and the like cost in host instructions, beside the budget and what the peers take.
 
-use anyhow::Result;
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result, ensure};
 use clap::Args;
-use runner::{
-    machine::{Accel, Clock, Spec, Vendor},
-    suite,
-};
+use runner::{bench, budget::Budget, machine::Vendor, suite};
+use serde_json::{Map, Value, json};
 
 use crate::{
     progress::{Spinner, say},
@@ -20,46 +20,21 @@ pub struct BenchArguments {
     /// Only this vendor (AMD-V on QEMU TCG, VT-x on Bochs)
     #[arg(long, value_enum)]
     vendor: Option<VendorArgument>,
+    /// Only figures whose name contains this
+    #[arg(long, value_name = "STRING", default_value = "")]
+    filter: String,
+    /// Also write the figures to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Take the figures for the recorded ones, in tests/bench/budget.toml
+    #[arg(long)]
+    record: bool,
 }
-
-/// What one of the guest's measurements is called in the table, and what the peers take: medians of the same guest program, seen by
-/// RDTSC, with the peers' default mitigations. KVM is Debian's 6.1, Xen Debian's 4.17 with a PVH guest.
-struct Row {
-    name: &'static str,
-    title: &'static str,
-    /// KVM and Xen on SVM, KVM and Xen on VMX (Xen's with mitigations off).
-    peers: [Option<u64>; 4],
-}
-
-const fn row(name: &'static str, title: &'static str, peers: [Option<u64>; 4]) -> Row {
-    Row { name, title, peers }
-}
-
-const ROWS: &[Row] = &[
-    row("cpuid", "CPUID", [Some(3126), Some(5380), Some(1059), Some(836)]),
-    row("hypercall", "hypercall", [Some(3382), Some(5473), Some(1092), Some(804)]),
-    row("pit-read", "port read, PIT", [Some(1746), Some(1087), Some(1375), Some(1194)]),
-    row("pic-read", "port read, PIC", [None; 4]),
-    row("pm-timer-read", "port read, PM timer", [None; 4]),
-    row("serial-lsr-read", "port read, serial LSR", [Some(3668), Some(1093), Some(7484), Some(1200)]),
-    row("unclaimed-port-read", "port read, nothing there", [None; 4]),
-    row("port-80-write", "port write, 0x80", [None; 4]),
-    row("msr-read-apic-base", "intercepted RDMSR", [Some(3201), Some(5265), Some(1170), Some(708)]),
-    row("msr-write-efer", "intercepted WRMSR (EFER)", [Some(3427), Some(5356), Some(1931), Some(883)]),
-    row("xapic-tpr-read", "xAPIC TPR read", [Some(3929), Some(14192), Some(15456), Some(1)]),
-    row("xapic-eoi", "xAPIC EOI", [Some(3865), Some(17822), Some(8044), Some(3)]),
-    row("xapic-self-ipi", "xAPIC self-IPI, handler, EOI", [Some(9723), Some(36219), Some(17825), Some(24)]),
-    row("x2apic-eoi", "x2APIC EOI", [Some(3284), Some(5486), Some(1258), Some(3)]),
-    row("x2apic-self-ipi", "x2APIC self-IPI, handler, EOI", [Some(8529), Some(11548), Some(4235), Some(1415)]),
-    row("x2apic-timer-arm", "LAPIC timer arm (x2APIC)", [Some(4038), Some(6323), None, Some(1730)]),
-    row("hlt-interrupt-pending", "HLT, interrupt pending", [Some(9380), Some(12049), None, Some(1350)]),
-    row("ioapic-read", "MMIO read, IOAPIC", [Some(4253), Some(14906), Some(8046), Some(14461)]),
-    row("mmio-nothing-there", "MMIO read, nothing there", [Some(6203), Some(14906), Some(10102), Some(14461)]),
-    row("exception-ud", "#UD", [Some(3124), Some(15), Some(7173), Some(15)]),
-    row("rep-outsb-16", "REP OUTSB, 16 bytes", [Some(117_444), Some(26822), Some(181_933), Some(32707)]),
-];
 
 pub fn run(workspace: &Workspace, arguments: &BenchArguments, consent: Consent) -> Result<()> {
+    // It becomes a word of the guest's command line, within a string.
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    ensure!(arguments.filter.chars().all(plain), "names of figures have only letters, digits and hyphens");
     let vendors = match arguments.vendor {
         Some(vendor) => vec![Vendor::from(vendor)],
         None => vec![Vendor::Amd, Vendor::Intel],
@@ -68,36 +43,71 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments, consent: Consent) 
     tools::need(&[&[tools::IMAGE], emulators.as_slice()].concat(), consent)?;
     let work = suite::work_folder(&workspace.cache)?;
     let assets = test::assets(workspace, true, None, work.path())?;
+    let mut budget = Budget::read()?;
+    let mut document = Map::new();
     for vendor in vendors {
-        let accel = if vendor == Vendor::Amd { Accel::Tcg } else { Accel::Bochs };
-        let spec = Spec { clock: Clock::Instructions, ..Spec::new(accel, vendor) };
+        let accel = bench::platform(vendor).spec().accel;
         let spinner = Spinner::start(&format!("measuring {vendor} on {accel}"));
-        let values = suite::bench(&assets, &spec)?;
+        let values = bench::measure(&assets, vendor, &arguments.filter)?;
         drop(spinner);
-        say(table(vendor, accel, &values).trim_end());
+        say(format_args!("\n{vendor} on {accel}: median host instructions of a round trip, seen by the guest"));
+        say(table(vendor, &values, &budget).trim_end());
+        let figures: Map<_, _> = values.iter().map(|(name, value)| (name.clone(), Value::from(*value))).collect();
+        document.insert(vendor.to_string(), json!({ "emulator": accel.to_string(), "figures": figures }));
+        if arguments.record {
+            budget = budget.record(vendor, &values);
+        }
+    }
+    if arguments.record {
+        budget.write()?;
+    }
+    if let Some(path) = &arguments.json {
+        let text = serde_json::to_string_pretty(&Value::Object(document))? + "\n";
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }
 
-/// The guest's measurements in the table's order, then those that the table does not know.
-fn table(vendor: Vendor, accel: Accel, values: &[(String, u64)]) -> String {
-    let peers = if vendor == Vendor::Amd { 0 } else { 2 };
-    let mut text = format!(
-        "\n{vendor} on {accel}: median host instructions of a round trip, seen by the guest\n{:<32}{:>10}{:>10}{:>10}\n",
-        "operation", "Bulkhead", "KVM", "Xen"
-    );
-    let cell = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |v| v.to_string());
-    let mut line = |title: &str, value: Option<u64>, peers: [Option<u64>; 2]| {
-        text.push_str(&format!("{title:<32}{:>10}{:>10}{:>10}\n", cell(value), cell(peers[0]), cell(peers[1])));
-    };
-    for row in ROWS {
-        let value = values.iter().find(|(name, _)| name == row.name).map(|(_, value)| *value);
-        line(row.title, value, [row.peers[peers], row.peers[peers + 1]]);
+/// The values that are known to the budget's file in its order, then the others.
+fn table(vendor: Vendor, values: &[(String, u64)], budget: &Budget) -> String {
+    let mut lines = vec![Line::head()];
+    for (name, figure) in budget.figures() {
+        if let Some((_, value)) = values.iter().find(|(measured, _)| measured == name) {
+            let above = figure.budget.of(vendor).is_some_and(|most| *value > most);
+            let cells = [figure.budget, figure.recorded, figure.kvm, figure.xen].map(|numbers| numbers.of(vendor));
+            lines.push(Line::new(&figure.title, *value, cells, if above { "above" } else { "" }));
+        }
     }
-    for (name, value) in values.iter().filter(|(name, _)| !ROWS.iter().any(|row| row.name == name)) {
-        line(name, Some(*value), [None; 2]);
+    for (name, value) in values.iter().filter(|(name, _)| budget.figure(name).is_none()) {
+        lines.push(Line::new(name, *value, [None; 4], "new"));
     }
-    text
+    lines.iter().map(Line::text).collect()
+}
+
+/// A line of the table.
+struct Line {
+    title: String,
+    cells: [String; 5],
+    remark: &'static str,
+}
+
+impl Line {
+    fn head() -> Self {
+        let cells = ["Bulkhead", "budget", "recorded", "KVM", "Xen"].map(str::to_owned);
+        Self { title: "figure".into(), cells, remark: "" }
+    }
+
+    /// With its budget, its record, KVM's and Xen's value.
+    fn new(title: &str, value: u64, others: [Option<u64>; 4], remark: &'static str) -> Self {
+        let [budget, recorded, kvm, xen] = others.map(|other| other.map_or_else(|| "-".to_owned(), |v| v.to_string()));
+        Self { title: title.to_owned(), cells: [value.to_string(), budget, recorded, kvm, xen], remark }
+    }
+
+    fn text(&self) -> String {
+        let [value, budget, recorded, kvm, xen] = &self.cells;
+        let line = format!("{:<46}{value:>10}{budget:>10}{recorded:>10}{kvm:>10}{xen:>10}  {}", self.title, self.remark);
+        format!("{}\n", line.trim_end())
+    }
 }
 
 #[cfg(test)]
@@ -105,15 +115,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_sets_each_vendors_peers_beside_its_values() {
-        let values = [("cpuid".to_owned(), 77), ("new-one".to_owned(), 5)];
-        let line = |vendor, accel, start: &str| {
-            let table = table(vendor, accel, &values);
-            table.lines().find(|l| l.starts_with(start)).unwrap().split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    fn the_table_sets_each_vendors_numbers_beside_its_values() {
+        let budget = Budget::read().unwrap();
+        let values = [("cpuid".to_owned(), 100_000), ("new-one".to_owned(), 5)];
+        let line = |vendor, start: &str| {
+            let table = table(vendor, &values, &budget);
+            table.lines().find(|l| l.starts_with(start)).map(|l| l.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
         };
-        assert_eq!(line(Vendor::Amd, Accel::Tcg, "CPUID"), ["CPUID", "77", "3126", "5380"]);
-        assert_eq!(line(Vendor::Intel, Accel::Bochs, "CPUID"), ["CPUID", "77", "1059", "836"]);
-        assert_eq!(line(Vendor::Amd, Accel::Tcg, "new-one"), ["new-one", "5", "-", "-"]);
-        assert_eq!(line(Vendor::Amd, Accel::Tcg, "hypercall"), ["hypercall", "-", "3382", "5473"]);
+        let amd = line(Vendor::Amd, "CPUID").unwrap();
+        assert_eq!([&amd[1], &amd[2], &amd[4], &amd[5], &amd[6]], ["100000", "150", "3126", "5380", "above"]);
+        let intel = line(Vendor::Intel, "CPUID").unwrap();
+        assert_eq!([&intel[1], &intel[4], &intel[5]], ["100000", "1059", "836"]);
+        assert_eq!(line(Vendor::Amd, "new-one").unwrap(), ["new-one", "5", "-", "-", "-", "-", "new"]);
+        assert_eq!(line(Vendor::Amd, "hypercall"), None, "what was not measured is not shown");
     }
 }

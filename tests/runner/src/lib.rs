@@ -4,6 +4,8 @@
 //! [`session`] follows the console (parsed by [`lines`]) until the run is over; [`list`] says which tests there are and [`suite`] runs them.
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+pub mod bench;
+pub mod budget;
 pub mod config;
 pub mod cpio;
 pub mod feed;

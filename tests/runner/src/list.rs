@@ -186,9 +186,6 @@ pub const GUESTS: &[GuestTest] = &[
     ends("power-off", Expect::Poweroff),
 ];
 
-/// The case that measures, and is run by `cargo xtask bench`.
-pub const BENCH_CASE: &str = "bench";
-
 /// Cases that do not end by themselves, or not alone: parts of the scenarios.
 pub const SCENARIO_CASES: &[&str] = &["progress", "idle", "hog", "memory-fill", "memory-zero"];
 
@@ -300,7 +297,7 @@ mod tests {
     fn the_list_and_the_guest_have_the_same_cases() {
         let mut listed: HashSet<String> = GUESTS.iter().map(|t| t.name.to_owned()).collect();
         assert_eq!(listed.len(), GUESTS.len(), "a case is listed twice");
-        listed.insert(BENCH_CASE.to_owned());
+        listed.insert(crate::bench::CASE.to_owned());
         listed.extend(SCENARIO_CASES.iter().map(|case| (*case).to_owned()));
         assert_eq!(listed, cases_of_the_guest());
     }

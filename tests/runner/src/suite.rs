@@ -15,13 +15,15 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
+    bench,
+    budget::Budget,
     feed::Pace,
     image::{Grub, Image, Modules},
     keyboard,
     lines::{Event, GuestEnd},
     linux,
     list::{self, Expect, GuestTest, LinuxTest, Platform, RefusalTest},
-    machine::{Machine, Spec},
+    machine::{Machine, Spec, Vendor},
     scenarios::{Kernels, Run, SCENARIOS, Scenario},
     script::Operator,
     session::{self, End, Mailbox, Message, Observer, Options, Outcome},
@@ -68,6 +70,7 @@ enum Job {
     Shares(Platform, ShareTest),
     Scenario(Platform, Scenario),
     Keyboard(Platform),
+    Bench(Platform, Vendor),
 }
 
 /// Tests chosen from the list.
@@ -102,6 +105,11 @@ impl Plan {
             jobs.extend(scenarios.map(|t| Job::Scenario(platform, *t)));
             if keyboard::ON.contains(&platform) && wanted(keyboard::NAME) {
                 jobs.push(Job::Keyboard(platform));
+            }
+            for vendor in [Vendor::Amd, Vendor::Intel] {
+                if bench::platform(vendor) == platform && wanted(bench::TEST) {
+                    jobs.push(Job::Bench(platform, vendor));
+                }
             }
             if list::REFUSALS_ON.contains(&platform) {
                 let refusals: Vec<_> = list::REFUSALS.iter().filter(|t| wanted(&refusal_name(t))).copied().collect();
@@ -188,7 +196,8 @@ impl Job {
             | Self::Refusals(platform, _)
             | Self::Shares(platform, _)
             | Self::Scenario(platform, _)
-            | Self::Keyboard(platform) => *platform,
+            | Self::Keyboard(platform)
+            | Self::Bench(platform, _) => *platform,
             Self::Linux(test, _) => test.on,
         }
     }
@@ -196,7 +205,7 @@ impl Job {
     fn weight(&self) -> u32 {
         let units = match self {
             Self::Guests(_, tests) => 2 + tests.len() as u32,
-            Self::Together(_) | Self::Refusals(..) | Self::Keyboard(_) => 2,
+            Self::Together(_) | Self::Refusals(..) | Self::Keyboard(_) | Self::Bench(..) => 2,
             Self::Shares(_, test) => 10 * test.cpus,
             Self::Scenario(_, test) => {
                 if matches!(test.kernels, Kernels::AndLinux) {
@@ -218,6 +227,7 @@ impl Job {
             Self::Shares(_, test) => vec![test_name(platform, test.name)],
             Self::Scenario(_, test) => vec![test_name(platform, test.name)],
             Self::Keyboard(_) => vec![test_name(platform, keyboard::NAME)],
+            Self::Bench(..) => vec![test_name(platform, bench::TEST)],
             Self::Refusals(_, tests) => tests.iter().map(|t| test_name(platform, &refusal_name(t))).collect(),
             Self::Linux(_, checks) => checks.iter().map(|c| test_name(platform, c)).collect(),
         }
@@ -231,6 +241,7 @@ impl Job {
             Self::Shares(platform, test) => run_shares(assets, *platform, test, sender),
             Self::Scenario(platform, test) => run_scenario(assets, *platform, test, sender),
             Self::Keyboard(platform) => run_keyboard(assets, *platform, sender),
+            Self::Bench(platform, vendor) => run_bench(assets, *platform, *vendor, sender),
             Self::Refusals(platform, tests) => run_refusals(assets, *platform, tests, sender),
             Self::Linux(test, checks) => run_linux(assets, *test, checks, sender),
         };
@@ -245,7 +256,7 @@ impl Job {
 }
 
 /// Boots an image on a platform's machine and follows it.
-fn boot(
+pub(crate) fn boot(
     assets: &Assets,
     spec: &Spec,
     autostart: &str,
@@ -287,14 +298,14 @@ fn boot_with(
 
 /// Times after which a machine is given up. Far more than is needed, because the machine that we run on may be slow and busy.
 #[derive(Clone, Copy, Debug)]
-struct Limits {
+pub(crate) struct Limits {
     all: Option<Duration>,
     stall: Option<Duration>,
 }
 
 impl Limits {
     /// For a guest case: that long between two events.
-    fn between_events(spec: &Spec) -> Self {
+    pub(crate) fn between_events(spec: &Spec) -> Self {
         Self { all: None, stall: Some(Duration::from_secs(60) + spec.slowness() * Duration::from_secs(4)) }
     }
 
@@ -306,8 +317,8 @@ impl Limits {
 
 /// Writes down the console as plain lines.
 #[derive(Default)]
-struct Record {
-    lines: Vec<String>,
+pub(crate) struct Record {
+    pub(crate) lines: Vec<String>,
 }
 
 impl Observer for Record {
@@ -413,7 +424,7 @@ fn run_guests(assets: &Assets, platform: Platform, tests: &[GuestTest], sender: 
 }
 
 /// The module's file is called as cargo called it; configurations name the module.
-fn add_guest_kernel(assets: &Assets, modules: &mut Modules) -> Result<()> {
+pub(crate) fn add_guest_kernel(assets: &Assets, modules: &mut Modules) -> Result<()> {
     let path = assets.guests.as_ref().context("the test guest was not built")?;
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     modules.add_bytes(list::GUEST_KERNEL, bytes);
@@ -502,6 +513,15 @@ fn run_keyboard(assets: &Assets, platform: Platform, sender: &Sender<Report>) ->
     let outcome = boot(assets, &spec, &options, modules, "", Limits::between_events(&spec), &mut typist)?;
     let result = keyboard::check(&outcome).map_err(|reason| Failure { reason, console: typist.lines });
     let _ = sender.send(Report { name: test_name(platform, keyboard::NAME), result, took: start.elapsed() });
+    Ok(())
+}
+
+fn run_bench(assets: &Assets, platform: Platform, vendor: Vendor, sender: &Sender<Report>) -> Result<()> {
+    let start = Instant::now();
+    let values = bench::measure(assets, vendor, "")?;
+    let wrong = Budget::read()?.check(vendor, &values);
+    let result = if wrong.is_empty() { Ok(()) } else { Err(Failure { reason: wrong.join("\n"), console: Vec::new() }) };
+    let _ = sender.send(Report { name: test_name(platform, bench::TEST), result, took: start.elapsed() });
     Ok(())
 }
 
@@ -609,33 +629,6 @@ fn linux_config(kernel: &str, ramdisk: &str, vcpus: u32) -> String {
     )
 }
 
-/// What the benchmark printed: name and value of each of its lines.
-pub fn bench(assets: &Assets, spec: &Spec) -> Result<Vec<(String, u64)>> {
-    let mut modules = Modules::default();
-    add_guest_kernel(assets, &mut modules)?;
-    modules.add_bytes("bench.cfg", list::guest_config(list::BENCH_CASE).into_bytes());
-    let mut record = Record::default();
-    let outcome = boot(assets, spec, "sequential", modules, "", Limits::between_events(spec), &mut record)?;
-    let how = outcome.ends().find(|(guest, _)| *guest == list::BENCH_CASE);
-    let result = match how {
-        Some((_, how)) => Expect::Pass.check(how),
-        None => Err(outcome.end.to_string()),
-    };
-    if let Err(reason) = result {
-        anyhow::bail!("the benchmark failed: {reason}\n{}", record.lines.join("\n"));
-    }
-    Ok(record.lines.iter().filter_map(|l| bench_line(l)).collect())
-}
-
-/// `bench NAME VALUE`
-fn bench_line(line: &str) -> Option<(String, u64)> {
-    let mut words = line.split_whitespace();
-    match (words.next(), words.next(), words.next().and_then(|v| v.parse().ok()), words.next()) {
-        (Some("bench"), Some(name), Some(value), None) => Some((name.to_owned(), value)),
-        _ => None,
-    }
-}
-
 /// A folder for ISOs in `cache`.
 pub fn work_folder(cache: &Path) -> Result<tempfile::TempDir> {
     std::fs::create_dir_all(cache)?;
@@ -660,6 +653,8 @@ mod tests {
             "svm/qemu/linux-multi-cpus",
             "vmx/bochs/linux-multi-cpus",
             "svm/qemu/three-guests",
+            "svm/icount/bench-budget",
+            "vmx/bochs/bench-budget",
         ] {
             assert!(all.names().iter().any(|n| n == name), "{name}");
         }
@@ -750,13 +745,5 @@ mod tests {
         assert!(check_together(&outcome(&one_by_one, End::AllEnded)).is_err());
         assert!(check_together(&outcome(&lines[..lines.len() - 1], End::AllEnded)).is_err());
         assert!(check_together(&outcome(&lines, End::Panic("x".into()))).is_err());
-    }
-
-    #[test]
-    fn bench_lines() {
-        assert_eq!(bench_line("bench cpuid 120"), Some(("cpuid".into(), 120)));
-        for line in ["bench cpuid", "bench cpuid x", "bench-interrupts 5", "bench a 1 2", ""] {
-            assert_eq!(bench_line(line), None, "{line}");
-        }
     }
 }
