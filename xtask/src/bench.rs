@@ -12,6 +12,7 @@ use crate::{
     run::VendorArgument,
     test,
     tools::{self, Consent},
+    trace,
     workspace::Workspace,
 };
 
@@ -29,16 +30,23 @@ pub struct BenchArguments {
     /// Take the figures for the recorded ones, in tests/bench/budget.toml
     #[arg(long)]
     record: bool,
+    /// Write the instructions of one operation, with their functions and lines, instead: its name in tests/bench/budget.toml
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["filter", "json", "record"])]
+    trace: Option<String>,
 }
 
 pub fn run(workspace: &Workspace, arguments: &BenchArguments, consent: Consent) -> Result<()> {
     // It becomes a word of the guest's command line, within a string.
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    ensure!(arguments.filter.chars().all(plain), "names of figures have only letters, digits and hyphens");
+    let named = arguments.trace.as_deref().unwrap_or(&arguments.filter);
+    ensure!(named.chars().all(plain), "names of figures have only letters, digits and hyphens");
     let vendors = match arguments.vendor {
         Some(vendor) => vec![Vendor::from(vendor)],
         None => vec![Vendor::Amd, Vendor::Intel],
     };
+    if let Some(name) = &arguments.trace {
+        return trace::run(workspace, name, &vendors, consent);
+    }
     let emulators: Vec<_> = vendors.iter().map(|v| if *v == Vendor::Amd { tools::QEMU } else { tools::BOCHS }).collect();
     tools::need(&[&[tools::IMAGE], emulators.as_slice()].concat(), consent)?;
     let work = suite::work_folder(&workspace.cache)?;

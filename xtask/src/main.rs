@@ -16,6 +16,7 @@ mod terminal;
 mod test;
 mod tidy;
 mod tools;
+mod trace;
 mod verdict;
 mod workspace;
 

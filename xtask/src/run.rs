@@ -15,7 +15,7 @@ use runner::{
     feed::Pace,
     image::{Grub, Image, Modules},
     lines::Event,
-    machine::{Accel, Clock, Firmware, Machine, Spec, Vendor},
+    machine::{Accel, Clock, Debugger, Firmware, Machine, Spec, Vendor},
     session::{self, Mailbox, Message, Observer, Options, Outcome, Stop},
     size::MemorySize,
 };
@@ -205,6 +205,7 @@ pub fn run(workspace: &Workspace, arguments: &RunArguments, consent: Consent) ->
         memory: arguments.guests.memory,
         firmware: if arguments.uefi { Firmware::Uefi } else { Firmware::Bios },
         clock: if arguments.icount { Clock::Instructions } else { Clock::RealTime },
+        debugger: Debugger::Nothing,
     };
     spec.check()?;
     eprintln!("xtask: {} with {} ({})", spec.accel, spec.vendor, choice.reason);

@@ -53,6 +53,8 @@ pub const BOCHS: &[Tool] = &[
     file("bochsbios", &["/usr/share/bochs/BIOS-bochs-latest"]),
     file("vgabios", &["/usr/share/vgabios/vgabios.bin"]),
 ];
+/// For giving names to instructions.
+pub const TRACE: &[Tool] = &[program("binutils", "addr2line")];
 /// For unpacking Debian packages.
 pub const DEBIAN: &[Tool] = &[program("dpkg", "dpkg-deb"), program("apt", "apt-get")];
 

@@ -59,21 +59,29 @@ impl Workspace {
     pub fn hypervisor(&self) -> Result<PathBuf> {
         match &self.prebuilt {
             Some(path) => Ok(path.clone()),
-            None => self.build("bulkhead"),
+            None => self.build("bulkhead", "release"),
+        }
+    }
+
+    /// The same with line numbers.
+    pub fn hypervisor_with_lines(&self) -> Result<PathBuf> {
+        match &self.prebuilt {
+            Some(path) => Ok(path.clone()),
+            None => self.build("bulkhead", "trace"),
         }
     }
 
     /// The test guest's ELF file, built.
     pub fn test_guest(&self) -> Result<PathBuf> {
-        self.build("guests")
+        self.build("guests", "release")
     }
 
     /// Builds the freestanding program of `package`, optimised. Returns its ELF file.
-    fn build(&self, package: &str) -> Result<PathBuf> {
+    fn build(&self, package: &str, profile: &str) -> Result<PathBuf> {
         tools::need_bare_target()?;
         let output = self
             .cargo_bare()
-            .args(["build", "--release", "--package", package, "--target", BARE_TARGET])
+            .args(["build", "--profile", profile, "--package", package, "--target", BARE_TARGET])
             .arg("--message-format=json-render-diagnostics")
             .stderr(Stdio::inherit())
             .output()

@@ -22,3 +22,4 @@ pub mod shares;
 pub mod size;
 pub mod suite;
 mod sys;
+pub mod trace;

@@ -72,6 +72,15 @@ pub enum Clock {
     Instructions,
 }
 
+/// What Bochs' debugger does.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Debugger {
+    #[default]
+    Nothing,
+    /// Writes down what is executed from the first magic breakpoint (`XCHG BX, BX`) to the second one, where it ends the machine.
+    Trace,
+}
+
 /// A machine to start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Spec {
@@ -81,6 +90,7 @@ pub struct Spec {
     pub memory: MemorySize,
     pub firmware: Firmware,
     pub clock: Clock,
+    pub debugger: Debugger,
 }
 
 /// QEMU's monitor, in the machine's own folder.
@@ -94,12 +104,13 @@ impl Spec {
     #[must_use]
     pub const fn new(accel: Accel, vendor: Vendor) -> Self {
         let memory = MemorySize::from_mib(1024);
-        Self { accel, vendor, cpus: 1, memory, firmware: Firmware::Bios, clock: Clock::RealTime }
+        Self { accel, vendor, cpus: 1, memory, firmware: Firmware::Bios, clock: Clock::RealTime, debugger: Debugger::Nothing }
     }
 
     /// Refuses what the emulator cannot do, naming it.
     pub fn check(&self) -> Result<()> {
         ensure!(self.cpus > 0, "a machine needs at least one CPU");
+        ensure!(self.debugger == Debugger::Nothing || self.accel == Accel::Bochs, "only Bochs writes traces");
         match self.accel {
             Accel::Tcg if self.vendor == Vendor::Intel => {
                 bail!("QEMU's TCG has no VT-x: use --accel bochs (or kvm) for --vendor intel")
@@ -190,9 +201,16 @@ impl Spec {
         writeln!(config, "log: {}", file(&work.join("bochs.log"))?)?;
         writeln!(config, "panic: action=fatal")?;
         writeln!(config, "error: action=report")?;
-        fs::write(work.join("bochsrc"), config)?;
         // Debian's Bochs has the debugger, which waits for a command.
-        fs::write(work.join("commands"), "c\n")?;
+        let commands = match self.debugger {
+            Debugger::Nothing => "c\n",
+            Debugger::Trace => {
+                writeln!(config, "magic_break: enabled=1")?;
+                "c\ntrace on\nc\nquit\n"
+            }
+        };
+        fs::write(work.join("bochsrc"), config)?;
+        fs::write(work.join("commands"), commands)?;
         let mut bochs = Command::new("bochs");
         bochs.arg("-q").arg("-f").arg(work.join("bochsrc")).arg("-rc").arg(work.join("commands"));
         Ok(bochs)
@@ -318,6 +336,13 @@ impl Machine {
             let _ = self.child.wait();
         }
         self.ended.store(true, Ordering::Release);
+    }
+
+    /// All that the emulator wrote to its standard output and error.
+    pub fn log(&self) -> Result<String> {
+        let path = self.messages.first().context("this machine keeps no log")?;
+        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// What the emulator itself said: its last lines.

@@ -186,7 +186,7 @@ fn refusal_name(test: &RefusalTest) -> String {
 }
 
 /// The options of every test's hypervisor, besides how guests start.
-const OPTIONS: &str = "com1=115200,8n1 console=com1 on_last_guest=poweroff";
+pub(crate) const OPTIONS: &str = "com1=115200,8n1 console=com1 on_last_guest=poweroff";
 
 impl Job {
     const fn platform(&self) -> Platform {
