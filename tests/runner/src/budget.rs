@@ -10,8 +10,10 @@ use crate::machine::Vendor;
 /// The file itself.
 pub const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../bench/budget.toml");
 
-/// Growth that is not noticed, in percent of the recorded figure: what a compiler's mood may do.
+/// Growth that is not noticed, in percent of the recorded figure.
 const TOLERANCE: u64 = 2;
+/// The same in instructions: where the compiler puts what in the program that measures.
+const SLACK: u64 = 2;
 
 /// A number for each vendor, where there is one.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
@@ -100,7 +102,7 @@ impl Budget {
                 wrong.push(format!("{name} is {value}, and no such figure is recorded"));
                 continue;
             };
-            if value * 100 > recorded * (100 + TOLERANCE) {
+            if value * 100 > recorded * (100 + TOLERANCE) && *value > recorded + SLACK {
                 wrong.push(format!("{name} is {value}, more than {TOLERANCE} % above the recorded {recorded}"));
             }
             match figure.budget.of(vendor) {
@@ -186,7 +188,7 @@ mod tests {
         }
         // Two percent of little is nothing.
         let check = |b| budget().check(Vendor::Intel, &[("b".into(), b)]).len();
-        assert_eq!([check(10), check(11)], [0, 1]);
+        assert_eq!([check(10), check(12), check(13)], [0, 0, 1]);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Operations of several processors.
 
-use super::{Bench, ROUNDS, median};
+use super::{Bench, ROUNDS, median, ticks};
 use crate::rt::{
-    apic, check_eq,
-    cpu::{self, rdtsc},
-    on_interrupt, println,
+    apic,
+    apic::reg,
+    check_eq, cpu, on_interrupt, println,
     smp::{self, FIXED, ipi},
 };
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -27,7 +27,7 @@ fn processors(bench: &Bench<'_>, default: u32) -> usize {
 pub fn ping_pong(bench: &Bench<'_>) {
     processors(bench, 2);
     on_interrupt(PING, |_| {
-        ARRIVED.store(rdtsc(), Ordering::SeqCst);
+        ARRIVED.store(ticks(), Ordering::SeqCst);
         ipi(0, FIXED | u32::from(PONG));
         apic::eoi();
     });
@@ -49,9 +49,9 @@ pub fn ping_pong(bench: &Bench<'_>) {
         let mut one_way = [0; ROUNDS];
         let mut samples = [0; ROUNDS];
         for (sample, one_way) in samples.iter_mut().zip(&mut one_way) {
-            let start = rdtsc();
+            let start = ticks();
             round(wait);
-            *sample = rdtsc() - start;
+            *sample = ticks() - start;
             *one_way = ARRIVED.load(Ordering::SeqCst).saturating_sub(start);
         }
         bench.report(name, &mut samples);
@@ -94,14 +94,11 @@ static TICKET: AtomicU32 = AtomicU32::new(0);
 static SERVING: AtomicU32 = AtomicU32::new(0);
 static READY: AtomicU32 = AtomicU32::new(0);
 static COUNT: AtomicU64 = AtomicU64::new(0);
-const TURNS: u32 = 200;
+/// Enough to take several of the hypervisor's time slices.
+const TURNS: u32 = 8_000;
 
 /// A ticket lock, which is the worst that can be done to virtual processors: only one of those that wait may go on.
 fn take_turns(_: usize) {
-    READY.fetch_add(1, Ordering::SeqCst);
-    while !STOP.load(Ordering::SeqCst) {
-        core::hint::spin_loop();
-    }
     for _ in 0..TURNS {
         let ticket = TICKET.fetch_add(1, Ordering::SeqCst);
         while SERVING.load(Ordering::SeqCst) != ticket {
@@ -115,21 +112,34 @@ fn take_turns(_: usize) {
     }
 }
 
+/// Sleeps until all are woken: each then starts with a whole turn of the CPU before it, whatever was before.
+fn wait_and_take_turns(cpu: usize) {
+    READY.fetch_add(1, Ordering::SeqCst);
+    halted(cpu);
+    take_turns(cpu);
+}
+
 /// Ticks for each time that one of the processors has the lock.
 pub fn lock(bench: &Bench<'_>) {
     let cpus = processors(bench, 8);
     STOP.store(false, Ordering::SeqCst);
+    on_interrupt(PING, |_| apic::eoi());
     for cpu in 1..cpus {
-        smp::run(cpu, take_turns);
+        smp::run(cpu, wait_and_take_turns);
     }
-    while READY.load(Ordering::SeqCst) as usize != cpus - 1 {
-        core::hint::spin_loop();
-    }
-    let start = rdtsc();
+    // 20 ms are long enough for all to go to sleep, as this one does.
+    on_interrupt(PONG, |_| apic::eoi());
+    apic::write(reg::TIMER_DIVIDE, 0xb);
+    apic::write(reg::LVT_TIMER, PONG.into());
+    apic::write(reg::TIMER_INITIAL, 20_000_000);
+    cpu::sti_hlt();
+    check_eq!(READY.load(Ordering::SeqCst) as usize, cpus - 1, "processors that wait");
+    let start = ticks();
     STOP.store(true, Ordering::SeqCst);
+    (1..cpus).for_each(|cpu| ipi(cpu as u32, FIXED | u32::from(PING)));
     take_turns(0);
     (1..cpus).for_each(smp::wait);
     let turns = u64::from(TURNS) * cpus as u64;
-    println!("bench lock-turn {}", (rdtsc() - start) / turns);
+    println!("bench lock-turn {}", (ticks() - start) / turns);
     check_eq!(COUNT.load(Ordering::SeqCst), turns * 100, "increments under the lock");
 }

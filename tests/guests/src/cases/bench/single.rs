@@ -5,7 +5,7 @@ use crate::rt::{
     apic,
     apic::reg,
     cpu::{self, read32, write32},
-    cpuid, inb, inl, interrupts, on_interrupt, outb, outl, rdmsr, wrmsr,
+    cpuid, inb, inl, interrupts, outb, outl, rdmsr, wrmsr,
 };
 use core::arch::{asm, global_asm};
 
@@ -126,12 +126,34 @@ bench_skip_two_with_code:
     add rsp, 8
     add qword ptr [rsp], 2
     iretq
+    .global bench_eoi
+bench_eoi:
+    push rax
+    mov eax, 0xfee000b0
+    mov dword ptr [rax], 0
+    pop rax
+    iretq
+    .global bench_x2_eoi
+bench_x2_eoi:
+    push rax
+    push rcx
+    push rdx
+    mov ecx, 0x80b
+    xor eax, eax
+    xor edx, edx
+    wrmsr
+    pop rdx
+    pop rcx
+    pop rax
+    iretq
 "#
 );
 
 unsafe extern "C" {
     static bench_skip_two: u8;
     static bench_skip_two_with_code: u8;
+    static bench_eoi: u8;
+    static bench_x2_eoi: u8;
 }
 
 /// With handlers that only step over the instruction: what is measured is the way to the handler and back.
@@ -168,16 +190,14 @@ pub fn memory(bench: &Bench<'_>) {
         bench.measure("hpet-write", || write32(HPET + 0x20, 0));
     }
     // Far above the image, where nothing has been yet.
-    let mut page = 64 << 20;
-    bench.measure("first-touch-4k", || {
-        page += 0x1000;
-        write32(page, 1);
-    });
-    let mut page = 96 << 20;
-    bench.measure("first-touch-2m", || {
-        page += 0x20_0000;
-        write32(page, 1);
-    });
+    for (name, first, step) in [("first-touch-4k", 64 << 20, 0x1000), ("first-touch-2m", 96 << 20, 0x20_0000)] {
+        let mut page = first;
+        let next = || {
+            page += step;
+            page
+        };
+        bench.measure_after(name, next, |page| write32(page, 1));
+    }
 }
 
 /// As the processor starts.
@@ -195,7 +215,7 @@ pub fn xapic(bench: &Bench<'_>) {
     apic::write(reg::TIMER_DIVIDE, 0xb);
     bench.measure("xapic-timer-arm", || apic::write(reg::TIMER_INITIAL, 0x4000_0000));
     apic::write(reg::TIMER_INITIAL, 0);
-    on_interrupt(0x60, |_| apic::eoi());
+    interrupts::set_handler(0x60, &raw const bench_eoi as u64);
     cpu::sti();
     bench.measure("xapic-self-ipi", || apic::write(reg::ICR_LOW, 0x4_4060));
     cpu::cli();
@@ -219,7 +239,7 @@ pub fn x2apic(bench: &Bench<'_>) {
     write(reg::TIMER_DIVIDE, 0xb);
     bench.measure("x2apic-timer-arm", || write(reg::TIMER_INITIAL, 0x4000_0000));
     write(reg::TIMER_INITIAL, 0);
-    on_interrupt(0x61, |_| wrmsr(apic::x2(reg::EOI), 0));
+    interrupts::set_handler(0x61, &raw const bench_x2_eoi as u64);
     cpu::sti();
     bench.measure("x2apic-self-ipi", || write(reg::ICR_LOW, 0x4_4061));
     bench.measure("x2apic-self-ipi-register", || wrmsr(0x83f, 0x61));
@@ -228,5 +248,7 @@ pub fn x2apic(bench: &Bench<'_>) {
         write(reg::ICR_LOW, 0x4_4061);
         cpu::sti_hlt();
     });
+    // The same but for the IPI, which is there before.
+    bench.measure_after("hlt-alone", || write(reg::ICR_LOW, 0x4_4061), |()| cpu::sti_hlt());
     timer::run(bench, timer::Mode::X2Apic);
 }
