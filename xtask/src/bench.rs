@@ -1,13 +1,20 @@
 //! `cargo xtask bench`: what VM exits and the like cost in host instructions, beside the budget and what the peers take.
 
-use std::{fs, path::PathBuf};
+use std::{fmt::Write as _, fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
-use runner::{bench, budget::Budget, machine::Vendor, suite};
+use clap::{Args, ValueEnum};
+use runner::{
+    bench,
+    budget::Budget,
+    machine::Vendor,
+    peer::{self, KvmHost, Peer},
+    suite,
+};
 use serde_json::{Map, Value, json};
 
 use crate::{
+    debian,
     progress::{Spinner, say},
     run::VendorArgument,
     test,
@@ -30,9 +37,36 @@ pub struct BenchArguments {
     /// Take the figures for the recorded ones, in tests/bench/budget.toml
     #[arg(long)]
     record: bool,
+    /// Also run the benchmark's guest without Bulkhead: straight on the emulator, or under KVM in Debian's kernel (several: with commas)
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PEER")]
+    peer: Vec<PeerArgument>,
     /// Write the instructions of one operation, with their functions and lines, instead: its name in tests/bench/budget.toml
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["filter", "json", "record"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["filter", "json", "record", "peer"])]
     trace: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum PeerArgument {
+    Native,
+    Kvm,
+}
+
+impl PeerArgument {
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Kvm => "KVM",
+        }
+    }
+
+    /// Gets and builds what it needs.
+    fn prepare(self, workspace: &Workspace, vendor: Vendor, consent: Consent) -> Result<Peer> {
+        if self == Self::Native {
+            return Ok(Peer::Native);
+        }
+        let host = debian::kvm_host(&workspace.cache, vendor, consent)?;
+        Ok(Peer::Kvm(KvmHost { kernel: host.kernel, modules: host.modules, program: workspace.kvm_peer()? }))
+    }
 }
 
 pub fn run(workspace: &Workspace, arguments: &BenchArguments, consent: Consent) -> Result<()> {
@@ -60,8 +94,23 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments, consent: Consent) 
         drop(spinner);
         say(format_args!("\n{vendor} on {accel}: median host instructions of a round trip, seen by the guest"));
         say(table(vendor, &values, &budget).trim_end());
-        let figures: Map<_, _> = values.iter().map(|(name, value)| (name.clone(), Value::from(*value))).collect();
-        document.insert(vendor.to_string(), json!({ "emulator": accel.to_string(), "figures": figures }));
+        let mut entry = json!({ "emulator": accel.to_string(), "figures": object(&values) });
+        let mut peers = Vec::new();
+        for peer in &arguments.peer {
+            let ready = peer.prepare(workspace, vendor, consent)?;
+            let spinner = Spinner::start(&format!("measuring {} with {vendor} on {accel}", peer.title()));
+            let measured = peer::measure(&assets, vendor, &arguments.filter, &ready)?;
+            drop(spinner);
+            entry[peer.title()] = Value::Object(object(&measured));
+            peers.push((*peer, measured));
+        }
+        if !peers.is_empty() {
+            say(format_args!(
+                "\nThe same guest without Bulkhead on the same machine; ratio: its instructions for one of Bulkhead's"
+            ));
+            say(comparison(&values, &peers, &budget).trim_end());
+        }
+        document.insert(vendor.to_string(), entry);
         if arguments.record {
             budget = budget.record(vendor, &values);
         }
@@ -74,6 +123,37 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments, consent: Consent) 
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
+}
+
+fn object(values: &[(String, u64)]) -> Map<String, Value> {
+    values.iter().map(|(name, value)| (name.clone(), Value::from(*value))).collect()
+}
+
+/// Bulkhead's values beside those of the peers that measured the same; those of a hypervisor with their ratio to Bulkhead's.
+fn comparison(values: &[(String, u64)], peers: &[(PeerArgument, Vec<(String, u64)>)], budget: &Budget) -> String {
+    let mut text = format!("{:<46}{:>10}", "figure", "Bulkhead");
+    let cell = |peer: PeerArgument, value: &str, ratio: &str| {
+        format!("{value:>10}{}", if peer == PeerArgument::Native { String::new() } else { format!("{ratio:>10}") })
+    };
+    text.extend(peers.iter().map(|(peer, _)| cell(*peer, peer.title(), "ratio")));
+    text.push('\n');
+    for (name, figure) in budget.figures() {
+        let find = |list: &[(String, u64)]| list.iter().find(|(measured, _)| measured == name).map(|(_, value)| *value);
+        let Some(own) = find(values) else { continue };
+        let theirs: Vec<_> = peers.iter().map(|(peer, measured)| (*peer, find(measured))).collect();
+        if theirs.iter().all(|(_, value)| value.is_none()) {
+            continue;
+        }
+        let _ = write!(text, "{:<46}{own:>10}", figure.title);
+        for (peer, value) in theirs {
+            let value_text = value.map_or_else(|| "-".to_owned(), |v| v.to_string());
+            // Of no instructions, no ratio can be made.
+            let ratio = value.filter(|_| own > 0).map_or_else(|| "-".to_owned(), |v| format!("{:.1}", v as f64 / own as f64));
+            text += &cell(peer, &value_text, &ratio);
+        }
+        text.push('\n');
+    }
+    text
 }
 
 /// The values that are known to the budget's file in its order, then the others.
@@ -121,6 +201,25 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn peers_stand_beside_what_both_measured() {
+        let budget = Budget::read().unwrap();
+        let list = |pairs: &[(&str, u64)]| pairs.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect::<Vec<_>>();
+        let own = list(&[("cpuid", 100), ("hypercall", 50), ("wbinvd", 3)]);
+        let peers =
+            [(PeerArgument::Native, list(&[("cpuid", 25)])), (PeerArgument::Kvm, list(&[("cpuid", 150), ("hypercall", 5000)]))];
+        let table = comparison(&own, &peers, &budget);
+        let lines: Vec<Vec<&str>> = table.lines().map(|l| l.split_whitespace().collect()).collect();
+        assert_eq!(
+            lines,
+            [
+                vec!["figure", "Bulkhead", "native", "KVM", "ratio"],
+                vec!["CPUID", "100", "25", "150", "1.5"],
+                vec!["hypercall", "50", "-", "5000", "100.0"]
+            ]
+        );
+    }
 
     #[test]
     fn the_table_sets_each_vendors_numbers_beside_its_values() {

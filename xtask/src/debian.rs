@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use runner::{cpio::Archive, feed::PROMPT_HOST};
+use runner::{cpio::Archive, feed::PROMPT_HOST, machine::Vendor};
 
 use crate::{
     progress::Spinner,
@@ -34,25 +34,60 @@ pub fn kernel(cache: &Path, consent: Consent) -> Result<PathBuf> {
     if kernel.is_file() {
         return Ok(kernel);
     }
+    fetch_kernel(&folder, consent, |unpacked| Ok((image(unpacked)?, kernel.clone())))?;
+    Ok(kernel)
+}
+
+/// A kernel and those of its modules without which it cannot host virtual machines, in the order in which they are loaded.
+#[derive(Clone, Debug)]
+pub struct KvmHost {
+    pub kernel: PathBuf,
+    pub modules: Vec<PathBuf>,
+}
+
+/// The same kernel with KVM's modules, which fit no other: kept apart from [`kernel`], which may be older.
+pub fn kvm_host(cache: &Path, vendor: Vendor, consent: Consent) -> Result<KvmHost> {
+    const MODULES: [&str; 4] =
+        ["virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-amd.ko", "arch/x86/kvm/kvm-intel.ko"];
+    let folder = cache.join("debian");
+    let kept = folder.join("kvm-host");
+    let name = |module: &str| module.rsplit('/').next().unwrap_or(module).to_owned();
+    if !kept.is_dir() {
+        fetch_kernel(&folder, consent, |unpacked| {
+            let gathered = unpacked.join("kvm-host");
+            fs::create_dir(&gathered)?;
+            fs::rename(image(unpacked)?, gathered.join("vmlinuz"))?;
+            let version = fs::read_dir(unpacked.join("lib/modules"))?.next().context("the package holds no modules")??;
+            for module in MODULES {
+                fs::rename(version.path().join("kernel").join(module), gathered.join(name(module)))?;
+            }
+            Ok((gathered, kept.clone()))
+        })?;
+    }
+    let other = if vendor == Vendor::Amd { "kvm-intel.ko" } else { "kvm-amd.ko" };
+    let modules = MODULES.iter().map(|m| name(m)).filter(|m| m != other).map(|m| kept.join(m)).collect();
+    Ok(KvmHost { kernel: kept.join("vmlinuz"), modules })
+}
+
+/// The kernel in an unpacked package.
+fn image(unpacked: &Path) -> Result<PathBuf> {
+    fs::read_dir(unpacked.join("boot"))?
+        .filter_map(Result::ok)
+        .find(|e| e.file_name().to_string_lossy().starts_with("vmlinuz-"))
+        .map(|e| e.path())
+        .context("the package holds no kernel")
+}
+
+/// Unpacks the kernel's package, and moves what `pick` says.
+fn fetch_kernel(folder: &Path, consent: Consent, pick: impl Fn(&Path) -> Result<(PathBuf, PathBuf)>) -> Result<()> {
     tools::need(&[tools::DEBIAN], consent)?;
     tools::need_package_lists(consent)?;
-    let fetch = || -> Result<()> {
-        let package = image_package(&KernelDependencies::ask()?)?;
-        unpack(&package, &folder, |unpacked| {
-            let boot = unpacked.join("boot");
-            let image = fs::read_dir(&boot)?
-                .filter_map(Result::ok)
-                .find(|e| e.file_name().to_string_lossy().starts_with("vmlinuz-"))
-                .with_context(|| format!("{package} holds no kernel"))?;
-            Ok((image.path(), kernel.clone()))
-        })
-    };
+    let fetch = || unpack(&image_package(&KernelDependencies::ask()?)?, folder, &pick);
     // Old lists name a version that the server no longer has.
     fetch().or_else(|error| {
         eprintln!("xtask: {error:#}; asking for new package lists");
         tools::update_package_lists(consent).and_then(|()| fetch())
-    })?;
-    Ok(kernel)
+    })
 }
 
 struct KernelDependencies(String);
@@ -97,7 +132,7 @@ fn busybox(cache: &Path, consent: Consent) -> Result<PathBuf> {
     Ok(busybox)
 }
 
-/// Fetches a package, unpacks it beside `folder`'s files, and moves one file of it to where `pick` says.
+/// Fetches a package, unpacks it beside `folder`'s files, and moves one file or folder of it to where `pick` says.
 fn unpack(package: &str, folder: &Path, pick: impl Fn(&Path) -> Result<(PathBuf, PathBuf)>) -> Result<()> {
     fs::create_dir_all(folder)?;
     let work = tempfile::tempdir_in(folder)?;

@@ -152,7 +152,8 @@ pub fn make_iso(workspace: &Workspace, arguments: &GuestArguments, out: &Path, c
     }
     let hypervisor = workspace.hypervisor()?;
     let grub = Grub::prepare(&workspace.cache)?;
-    Image { hypervisor, options: hypervisor_options(&OPTIONS, &arguments.hv_cmdline), modules }.write(&grub, out)
+    Image { hypervisor, options: hypervisor_options(&OPTIONS, &arguments.hv_cmdline), modules, ..Image::default() }
+        .write(&grub, out)
 }
 
 fn default_guest(workspace: &Workspace, arguments: &GuestArguments, modules: &mut Modules, consent: Consent) -> Result<()> {

@@ -76,16 +76,27 @@ impl Workspace {
         self.build("guests", "release")
     }
 
+    /// The user program that stands for KVM in the benchmark: an ELF file that needs no libraries, built.
+    pub fn kvm_peer(&self) -> Result<PathBuf> {
+        const TARGET: &str = "x86_64-unknown-linux-gnu";
+        let mut command = self.cargo_bare();
+        command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static");
+        command.args(["build", "--release", "--package", "kvm-peer", "--target", TARGET]);
+        Self::built("kvm-peer", command)
+    }
+
     /// Builds the freestanding program of `package`, optimised. Returns its ELF file.
     fn build(&self, package: &str, profile: &str) -> Result<PathBuf> {
         tools::need_bare_target()?;
-        let output = self
-            .cargo_bare()
-            .args(["build", "--profile", profile, "--package", package, "--target", BARE_TARGET])
-            .arg("--message-format=json-render-diagnostics")
-            .stderr(Stdio::inherit())
-            .output()
-            .context("cannot run cargo")?;
+        let mut command = self.cargo_bare();
+        command.args(["build", "--profile", profile, "--package", package, "--target", BARE_TARGET]);
+        Self::built(package, command)
+    }
+
+    /// Runs a command that builds `package`. Returns its ELF file.
+    fn built(package: &str, mut command: Command) -> Result<PathBuf> {
+        command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+        let output = command.output().context("cannot run cargo")?;
         ensure!(output.status.success(), "{package} does not build");
         match executable(&String::from_utf8_lossy(&output.stdout)) {
             Some(path) => Ok(path),

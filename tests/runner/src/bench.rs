@@ -85,7 +85,7 @@ fn not_elf(path: &Path) -> String {
 }
 
 /// `bench NAME VALUE`
-fn line(line: &str) -> Option<(String, u64)> {
+pub(crate) fn line(line: &str) -> Option<(String, u64)> {
     let mut words = line.split_whitespace();
     match (words.next(), words.next(), words.next().and_then(|v| v.parse().ok()), words.next()) {
         (Some("bench"), Some(name), Some(value), None) => Some((name.to_owned(), value)),

@@ -87,6 +87,8 @@ pub struct Grub {
 }
 
 const COMMON_MODULES: [&str; 8] = ["iso9660", "multiboot2", "normal", "configfile", "test", "search", "search_fs_file", "echo"];
+/// For the peers of the benchmark.
+const PC_MODULES: [&str; 2] = ["multiboot", "linux"];
 const PC_FOLDER: &str = "/usr/lib/grub/i386-pc";
 const EFI_FOLDER: &str = "/usr/lib/grub/x86_64-efi";
 /// The firmware says which partition it started from, not where the CD's own file system is.
@@ -98,7 +100,7 @@ impl Grub {
     /// Makes the boot images in `cache`, or takes them from there.
     pub fn prepare(cache: &Path) -> Result<Self> {
         let version = output(Command::new("grub-mkimage").arg("--version"))?;
-        let key = format!("{version}{COMMON_MODULES:?}{EFI_EARLY_CONFIG}");
+        let key = format!("{version}{COMMON_MODULES:?}{PC_MODULES:?}{EFI_EARLY_CONFIG}");
         let grub = Self {
             bios: cache.join("grub-bios.img"),
             efi: cache.join("grub-efi.img"),
@@ -115,6 +117,7 @@ impl Grub {
             .args(["-O", "i386-pc-eltorito", "-d", PC_FOLDER, "-p", "/boot/grub", "-o"])
             .arg(new("bios"))
             .arg("biosdisk")
+            .args(PC_MODULES)
             .args(COMMON_MODULES))?;
         fs::write(new("early.cfg"), EFI_EARLY_CONFIG)?;
         run(Command::new("grub-mkimage")
@@ -139,11 +142,24 @@ impl Grub {
     }
 }
 
+/// How GRUB starts a kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Protocol {
+    /// As Bulkhead is started.
+    #[default]
+    Multiboot2,
+    /// As the test guest is, without modules. Under BIOS only.
+    Multiboot1,
+    /// Linux, with its one module as initramfs. Under BIOS only.
+    Linux,
+}
+
 /// What goes into an ISO.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Image {
-    /// The hypervisor's ELF file.
+    /// The hypervisor's ELF file, or what is started in its place.
     pub hypervisor: PathBuf,
+    pub protocol: Protocol,
     /// The hypervisor's command line.
     pub options: String,
     pub modules: Modules,
@@ -158,14 +174,24 @@ impl Image {
              if [ \"$grub_platform\" = efi ]; then set gfxpayload=keep; else set gfxpayload=text; fi\n\
              menuentry Bulkhead {\n",
         );
-        text.push_str("  multiboot2 /boot/bulkhead.elf");
+        let (command, module_command) = match self.protocol {
+            Protocol::Multiboot2 => ("multiboot2", "module2"),
+            Protocol::Multiboot1 => ("multiboot", "module"),
+            Protocol::Linux => ("linux", "initrd"),
+        };
+        text.push_str(&format!("  {command} /boot/bulkhead.elf"));
         for word in self.options.split_whitespace() {
             text.push(' ');
             text.push_str(&grub_quote(word));
         }
         text.push('\n');
         for Module { name, .. } in &self.modules.modules {
-            text.push_str(&format!("  module2 /boot/{name} {name}\n"));
+            text.push_str(&format!("  {module_command} /boot/{name}"));
+            if self.protocol != Protocol::Linux {
+                // A module's own command line starts with its name.
+                text.push_str(&format!(" {name}"));
+            }
+            text.push('\n');
         }
         text.push_str("}\n");
         text
@@ -255,12 +281,14 @@ mod tests {
     fn grub_takes_options_literally() {
         let mut modules = Modules::default();
         modules.add_bytes("x.cfg", vec![]);
-        let image = Image { hypervisor: PathBuf::new(), options: "com1=115200,8n1  odd=$x;'y'".into(), modules };
+        let image = Image { options: "com1=115200,8n1  odd=$x;'y'".into(), modules, ..Image::default() };
         let cfg = image.grub_cfg();
         assert!(
             cfg.contains("  multiboot2 /boot/bulkhead.elf com1=115200,8n1 'odd=$x;'\\''y'\\'''\n  module2 /boot/x.cfg x.cfg\n}"),
             "{cfg}"
         );
         assert!(cfg.starts_with("set timeout=0\n"));
+        let cfg = Image { protocol: Protocol::Linux, options: "quiet".into(), ..image }.grub_cfg();
+        assert!(cfg.contains("  linux /boot/bulkhead.elf quiet\n  initrd /boot/x.cfg\n}"), "{cfg}");
     }
 }

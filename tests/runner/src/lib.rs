@@ -15,6 +15,7 @@ pub mod lines;
 pub mod linux;
 pub mod list;
 pub mod machine;
+pub mod peer;
 pub mod scenarios;
 pub mod script;
 pub mod session;

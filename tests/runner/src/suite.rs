@@ -282,7 +282,8 @@ fn boot_with(
 ) -> Result<Outcome> {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let iso = assets.work.join(format!("test{}.iso", NUMBER.fetch_add(1, Ordering::Relaxed)));
-    let image = Image { hypervisor: assets.hypervisor.clone(), options: format!("{OPTIONS} {options}"), modules };
+    let image =
+        Image { hypervisor: assets.hypervisor.clone(), options: format!("{OPTIONS} {options}"), modules, ..Image::default() };
     image.write(&assets.grub, &iso)?;
     let mut machine = Machine::start(spec, &iso)?;
     let options = Options {

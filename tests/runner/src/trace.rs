@@ -47,7 +47,8 @@ pub fn run(assets: &Assets, vendor: Vendor, name: &str) -> Result<Vec<Step>> {
     );
     modules.add_bytes("bench.cfg", config.into_bytes());
     let iso = assets.work.join("trace.iso");
-    Image { hypervisor: assets.hypervisor.clone(), options: suite::OPTIONS.into(), modules }.write(&assets.grub, &iso)?;
+    Image { hypervisor: assets.hypervisor.clone(), options: suite::OPTIONS.into(), modules, ..Image::default() }
+        .write(&assets.grub, &iso)?;
     let mut machine = Machine::start(&spec, &iso)?;
     let limit = Duration::from_secs(600);
     let options =

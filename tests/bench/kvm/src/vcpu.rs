@@ -27,7 +27,11 @@ pub fn prepare(vcpu: &mut VcpuFd, id: u32, cpuid: &CpuId, entry: u64) -> Result<
     for entry in &mut entries {
         match entry.function {
             0 => entry.eax = entry.eax.max(0xb),
-            1 => entry.ebx = entry.ebx & 0xff_ffff | id << 24,
+            1 => {
+                entry.ebx = entry.ebx & 0xff_ffff | id << 24;
+                // There is a hypervisor, which KVM leaves to us to say.
+                entry.ecx |= 1 << 31;
+            }
             _ => {}
         }
     }

@@ -5,6 +5,7 @@
 //!
 //! - `part=single` (the default), `pair` (two processors, or the number in `cpus=`), `lock`: which set of operations
 //! - `filter=STRING`: only those whose name contains it
+//! - `on=bare`: there is no hypervisor
 //! - `pm=PORT`: the ACPI PM timer's port, in hexadecimal
 //! - `trace=NAME`: repeat this one for ever; `trace=all`: each once, between two of Bochs' magic breakpoints
 
@@ -22,6 +23,7 @@ pub struct Bench<'a> {
     boot: &'a BootInfo,
     filter: &'a str,
     trace: Option<&'a str>,
+    bare: bool,
     /// Ticks between two readings of the TSC.
     empty: u64,
 }
@@ -34,7 +36,7 @@ impl<'a> Bench<'a> {
             *sample = ticks() - start;
         }
         let filter = boot.option("filter").unwrap_or("");
-        Self { boot, filter, trace: boot.option("trace"), empty: median(&mut samples) }
+        Self { boot, filter, trace: boot.option("trace"), bare: boot.option("on") == Some("bare"), empty: median(&mut samples) }
     }
 
     /// A number in hexadecimal from the command line.
