@@ -5,7 +5,6 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    bench::{self, BenchArguments},
     progress::say,
     test::{self, TestArguments},
     tidy,
@@ -33,7 +32,6 @@ pub fn run(workspace: &Workspace, consent: Consent) -> Result<u8> {
     step("clippy-bare", cargo(bare.args(["--", "-D", "warnings"])));
     step("tidy", tidy::run(workspace));
     let tally = test::run_tests(workspace, &TestArguments::default(), consent)?.context("the tests were only listed")?;
-    step("bench", bench::run(workspace, &BenchArguments::default(), consent));
     if !failed.is_empty() {
         say(format_args!("failed: {}", failed.join(", ")));
     }
