@@ -22,6 +22,7 @@ use kvm_ioctls::{Kvm, VmFd};
 use rustix::{
     mm::{MapFlags, ProtFlags, mmap_anonymous},
     system::{RebootCommand, init_module, reboot},
+    termios::tcdrain,
 };
 
 fn main() {
@@ -31,6 +32,7 @@ fn main() {
         let _ = writeln!(out, "FAIL: {error:#}");
     }
     let _ = out.flush();
+    let _ = tcdrain(&out);
     if std::process::id() == 1 {
         let _ = reboot(RebootCommand::PowerOff);
     }

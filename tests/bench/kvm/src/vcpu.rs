@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Result, bail};
 use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_mp_state, kvm_segment};
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use rustix::termios::tcdrain;
 
 use crate::image;
 
@@ -87,6 +88,8 @@ pub fn run(mut vcpu: VcpuFd) -> Result<()> {
                         let mut out = io::stdout().lock();
                         out.write_all(&line)?;
                         out.flush()?;
+                        // Else the serial port's interrupts would disturb what is measured next.
+                        let _ = tcdrain(&out);
                         line.clear();
                     }
                 }
