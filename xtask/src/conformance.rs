@@ -62,11 +62,10 @@ fn guest_cases(text: &str) -> impl Iterator<Item = &str> {
 /// True for a test on the host (`crate::folder::function`) or the runner's.
 fn exists(name: &str, files: &[(&str, &str)]) -> bool {
     let parts: Vec<&str> = name.split("::").collect();
-    let [crate_name, between @ .., function] = parts.as_slice() else { return false };
-    if parts.len() == 1 {
+    let [crate_name, between @ .., function] = parts.as_slice() else {
         let literal = format!("\"{name}\"");
-        return files.iter().any(|(path, text)| path.starts_with(RUNNER) && text.contains(&literal));
-    }
+        return !name.is_empty() && files.iter().any(|(path, text)| path.starts_with(RUNNER) && text.contains(&literal));
+    };
     let Some((_, folder)) = CRATES.iter().find(|(name, _)| name == crate_name) else { return false };
     let files = files.iter().filter(|(path, _)| path.starts_with(folder));
     files.filter(|(path, _)| is_within(&path[folder.len()..], between)).any(|(_, text)| has_test(text, function))
