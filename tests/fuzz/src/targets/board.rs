@@ -67,7 +67,7 @@ const DEADLINES: usize = 16;
 const LAST_DEADLINES: usize = 192;
 /// As for the single devices: so many may come close together, of so many timers, which else have at least this beat.
 const CLOSE_DEADLINES: u64 = 80;
-const TIMERS: u64 = 16;
+const TIMERS: u64 = 20;
 const BEAT: u64 = devices::lapic::MIN_PERIOD.0;
 
 fn board(source: &mut Source<'_>) {
