@@ -238,6 +238,29 @@ fn the_operator_switches_to_the_shell_and_back() {
 }
 
 #[test]
+fn buttons_reach_the_guest() {
+    const STATUS: u16 = 0x600;
+    let modules = alloc::vec![kernel(), config("g", "")];
+    let host = host("", modules, &[&[Exit::HostInterrupt]]);
+    let vm = host.host.guests.lock().running[0].clone();
+    let (id, board) = (vm.id, &vm.board);
+    let status = || board.port_read(Time(0), STATUS, Width::Word) & 0x300;
+    // The SCI as the 8259 pair's slave sees it: its second input.
+    let sci = || {
+        board.port_write(Time(0), 0xa0, Width::Byte, 0x0a);
+        board.port_read(Time(0), 0xa0, Width::Byte) & 2 != 0
+    };
+    board.port_write(Time(0), STATUS + 2, Width::Word, 0x300);
+    for (trigger, bit) in [(Trigger::Power, 0x100), (Trigger::Sleep, 0x200)] {
+        assert_eq!((status(), sci()), (0, false));
+        host.host.trigger(id, trigger).unwrap();
+        assert_eq!((status(), sci()), (bit, true), "{trigger:?}");
+        board.port_write(Time(0), STATUS, Width::Word, bit);
+    }
+    assert_eq!((status(), sci()), (0, false));
+}
+
+#[test]
 fn debug_keys_show_registers_of_vcpus_that_run_or_sleep() {
     let modules = alloc::vec![kernel(), config("a", "")];
     let mut rig = host("conswitch=ax", modules, &[&[Exit::HostInterrupt, Exit::Hlt, Exit::HostInterrupt]]);

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod accel;
 mod bench;
 mod ci;
+mod conformance;
 mod debian;
 mod fuzz;
 mod progress;

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{progress::say, workspace::Workspace};
+use crate::{conformance, progress::say, workspace::Workspace};
 
 /// A rule that a place in the repository breaks.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -98,15 +98,16 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     let files = files(&workspace.root)?;
     let packages = packages(workspace)?;
     let mut counts: BTreeMap<String, usize> = packages.iter().map(|p| (p.name.clone(), 0)).collect();
-    for file in &files {
-        let Ok(text) = fs::read_to_string(workspace.root.join(file)) else { continue };
-        check_text(file, &text, &mut findings);
+    let read = |file: &String| Some((file.clone(), fs::read_to_string(workspace.root.join(file)).ok()?));
+    let sources: Vec<(String, String)> = files.iter().filter_map(read).collect();
+    for (file, text) in &sources {
+        check_text(file, text, &mut findings);
         if !file.ends_with(".rs") {
             continue;
         }
-        check_rust(file, &text, &mut findings);
+        check_rust(file, text, &mut findings);
         if let Some(package) = owner(&packages, file) {
-            let unsafes = unsafe_lines(&text);
+            let unsafes = unsafe_lines(text);
             let own = file.starts_with(&format!("{}src/", package.folder));
             // Their tests may compare them with the real CPU.
             if own
@@ -125,6 +126,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     for package in &packages {
         check_package(workspace, package, &mut findings)?;
     }
+    check_conformance(&sources, &mut findings);
     say("unsafe blocks, functions and implementations:");
     for (package, count) in counts {
         say(format_args!("{count:>6} {package}"));
@@ -215,6 +217,14 @@ fn check_package(workspace: &Workspace, package: &Package, findings: &mut Vec<Fi
         }
     }
     Ok(())
+}
+
+/// The table of behaviours names tests that exist, and all guest cases.
+fn check_conformance(sources: &[(String, String)], findings: &mut Vec<Finding>) {
+    let files: Vec<(&str, &str)> = sources.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+    let document = files.iter().find(|(path, _)| *path == conformance::DOCUMENT).map_or("", |(_, text)| text);
+    let found = conformance::check(document, &files).into_iter();
+    findings.extend(found.map(|(line, what)| Finding { file: conformance::DOCUMENT.into(), line, what }));
 }
 
 /// Rules for every text file.

@@ -171,6 +171,83 @@ fn hpet_and_serial_ports_are_there_when_asked_for() {
     assert_eq!((hpet[40], u64::from_le_bytes(hpet[44..52].try_into().unwrap()), hpet[52]), (0, 0xfed0_0000, 0));
 }
 
+/// A data object of AML (ACPI 6.4, 20.2.3) as far as routing tables have them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Object {
+    Integer(u64),
+    Name(std::string::String),
+    Package(Vec<Object>),
+}
+
+/// Reads one from the front of `bytes`.
+fn object(bytes: &mut &[u8]) -> Object {
+    let mut take = |count: usize| {
+        let (taken, rest) = bytes.split_at(count);
+        *bytes = rest;
+        taken
+    };
+    let integer = |bytes: &[u8]| Object::Integer(bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte)));
+    match take(1)[0] {
+        0 => Object::Integer(0),
+        1 => Object::Integer(1),
+        0x0a => integer(take(1)),
+        0x0b => integer(take(2)),
+        0x0c => integer(take(4)),
+        b'\\' => {
+            assert_eq!(take(1), [0x2e], "a path of two segments");
+            Object::Name(core::str::from_utf8(take(8)).unwrap().into())
+        }
+        0x12 => {
+            // PkgLength: the first byte's high bits say how many more there are.
+            let lead = take(1)[0];
+            take(usize::from(lead >> 6));
+            let count = take(1)[0];
+            Object::Package((0..count).map(|_| object(bytes)).collect())
+        }
+        other => panic!("{other:#x}"),
+    }
+}
+
+/// The object that `name` stands for.
+fn named(dsdt: &[u8], name: &[u8; 4]) -> Object {
+    let at = dsdt.windows(5).position(|w| w[0] == 0x08 && w[1..] == *name).expect("no such name");
+    object(&mut &dsdt[at + 5..])
+}
+
+/// ACPI 6.4, 6.2.13: for the IOAPIC, pins themselves; for the 8259 pair, link devices on the registers of the LPC bridge.
+#[test]
+fn every_pin_is_routed_as_the_board_wires_it() {
+    let (memory, _) = memory(1);
+    let dsdt = &find_tables(&memory)[b"DSDT"];
+    let [apic, pic] = [b"PRTA", b"PRTP"].map(|name| match named(dsdt, name) {
+        Object::Package(entries) => entries,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!((apic.len(), pic.len()), (128, 128));
+    let pins = (0..32u64).flat_map(|device| (0..4u64).map(move |pin| (device, pin)));
+    for (((device, pin), apic), pic) in pins.zip(apic).zip(pic) {
+        let pirq = (device + pin) % 8;
+        let entry = |source, index| {
+            Object::Package([Object::Integer(device << 16 | 0xffff), Object::Integer(pin), source, Object::Integer(index)].into())
+        };
+        assert_eq!(apic, entry(Object::Integer(0), 16 + pirq), "device {device}, pin {pin}");
+        let link = std::format!("_SB_LNK{}", char::from(b'A' + pirq as u8));
+        assert_eq!(pic, entry(Object::Name(link), 0), "device {device}, pin {pin}");
+    }
+    // The registers: 60H to 63H and 68H to 6BH in the configuration space of device 31.
+    let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|w| w == bytes);
+    assert!(has(b"\x5b\x80PIRR\x02\x0a\x60\x0a\x0c"), "the region");
+    assert!(has(b"PIRR\x01PRQA\x08PRQB\x08PRQC\x08PRQD\x08\x00\x20PRQE\x08PRQF\x08PRQG\x08PRQH\x08"), "its fields");
+    // Each link is read and set by its own register.
+    for pirq in b'A'..=b'H' {
+        let name = [b"LNK", &[pirq][..]].concat();
+        let start = dsdt.windows(6).position(|w| w[2..] == name && w[..2] != *b"B_").expect("no such link");
+        let end = dsdt.len().min(start + 250);
+        let registers: Vec<u8> = dsdt[start..end].windows(4).filter(|w| w.starts_with(b"PRQ")).map(|w| w[3]).take(5).collect();
+        assert_eq!(registers, [pirq; 5], "LNK{}", char::from(pirq));
+    }
+}
+
 /// Writes the tables to files for a disassembler: `BULKHEAD_ACPI_DUMP=DIR cargo test`.
 #[test]
 fn dump_for_a_disassembler() {

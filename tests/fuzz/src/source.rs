@@ -53,6 +53,11 @@ impl<'a> Source<'a> {
         u64::from_le_bytes(self.array())
     }
 
+    /// A value of this width.
+    pub fn value(&mut self, width: Width) -> u64 {
+        self.bytes(width.bytes()).iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
+    }
+
     /// A number below `limit`, by one byte if that is enough; 0 if `limit` is 0.
     pub fn below(&mut self, limit: usize) -> usize {
         let number = if limit <= 256 { self.u8().into() } else { self.u32() as usize };

@@ -158,6 +158,7 @@ pub const GUESTS: &[GuestTest] = &[
     pass("lost-ticks"),
     pass("hpet"),
     pass("rtc-modes"),
+    GuestTest { config: "localtime = 1\nrtc_timeoffset = 93784\n", ..pass("rtc-offset") },
     pass("acpi-events"),
     pass("i8042"),
     GuestTest { config: "serial = [\"pty\", \"log\", \"none\", \"null\"]\n", ..pass("serial-ports") },
@@ -187,7 +188,7 @@ pub const GUESTS: &[GuestTest] = &[
 ];
 
 /// Cases that do not end by themselves, or not alone: parts of the scenarios.
-pub const SCENARIO_CASES: &[&str] = &["progress", "idle", "hog", "memory-fill", "memory-zero"];
+pub const SCENARIO_CASES: &[&str] = &["progress", "idle", "hog", "buttons", "memory-fill", "memory-zero"];
 
 /// The module with the test guest.
 pub const GUEST_KERNEL: &str = "guests";

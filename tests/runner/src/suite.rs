@@ -185,8 +185,8 @@ fn refusal_name(test: &RefusalTest) -> String {
     format!("refused-{}", test.name)
 }
 
-/// The options of every test's hypervisor, besides how guests start.
-pub(crate) const OPTIONS: &str = "com1=115200,8n1 console=com1 on_last_guest=poweroff";
+/// The options of every test's hypervisor, besides how guests start. The offset counts for guests with `localtime` alone.
+pub(crate) const OPTIONS: &str = "com1=115200,8n1 console=com1 on_last_guest=poweroff utc_offset=-03:30";
 
 impl Job {
     const fn platform(&self) -> Platform {

@@ -200,6 +200,8 @@ pub fn rtc_clock(_: &BootInfo) {
     let year = cmos(9);
     check!(year & 0xf <= 9 && year >> 4 <= 9, "BCD year: {year:#x}");
     check_eq!(cmos(0x32), 0x20, "century");
+    let ahead = super::pc::ahead_of_utc();
+    check!(ahead.abs() <= 2, "UTC: {ahead} seconds ahead");
     outb(0x70, 0x50);
     outb(0x71, 0x3c);
     check_eq!(cmos(0x50), 0x3c, "NVRAM");

@@ -1,12 +1,19 @@
 //! The PC's other devices: HPET, real-time clock, ACPI's registers, keyboard controller, serial ports, PCI functions.
 
+use super::smp;
 use crate::rt::{
     BootInfo, apic, check, check_eq,
     cpu::{self, read32, read64, write32},
-    inb, inl, interrupts, inw, on_interrupt, outb, outl, outw, pic, rdtsc,
+    inb, inl, interrupts, inw, on_interrupt, outb, outl, outw, pic, println, rdtsc,
     smp::acpi_table,
     time::{self, tsc_hz},
+    wrmsr,
 };
+use core::sync::atomic::{AtomicU16, Ordering};
+
+/// What the case's configuration and the runner's hypervisor options say, in seconds.
+const RTC_TIMEOFFSET: i64 = 93_784;
+const UTC_OFFSET: i64 = -(3 * 60 + 30) * 60;
 
 const LOW: u8 = 0x45;
 const HPET: u64 = 0xfed0_0000;
@@ -190,6 +197,67 @@ pub fn rtc_modes(_: &BootInfo) {
     let word = |index| u16::from(cmos(index + 1)) << 8 | u16::from(cmos(index));
     check_eq!([word(0x15), word(0x17), word(0x30)], [640, 31 * 1024, 31 * 1024], "KiB");
     check_eq!([word(0x34), word(0x5b)], [16 * 16, 0], "units of 64 KiB above 16 MiB and 4 GiB");
+}
+
+/// Seconds by which the real-time clock is ahead of UTC, which the KVM-compatible clock shows.
+pub(super) fn ahead_of_utc() -> i64 {
+    const WALL_CLOCK: u32 = 0x4b56_4d00;
+    let wall_clock = smp::CLOCK_PAGE + 0x100;
+    wrmsr(WALL_CLOCK, wall_clock);
+    wrmsr(smp::SYSTEM_TIME, smp::CLOCK_PAGE | 1);
+    let bcd = |byte: u8| i64::from(byte >> 4) * 10 + i64::from(byte & 0xf);
+    let read = || [0, 2, 4, 7, 8, 9, 0x32].map(|index| bcd(cmos(index)));
+    let mut now = read();
+    // An update in between would show.
+    let steady = time::wait_for(3_000_000, || {
+        let before = core::mem::replace(&mut now, read());
+        cmos(0xa) & 0x80 == 0 && before == now
+    });
+    check!(steady, "the clock shows the same twice");
+    let started = u64::from(read32(wall_clock + 4)) * 1_000_000_000 + u64::from(read32(wall_clock + 8));
+    let utc = (started + smp::clock(0)) / 1_000_000_000;
+    wrmsr(smp::SYSTEM_TIME, 0);
+    let [second, minute, hour, day, month, year, century] = now;
+    let leap = |year: i64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let months = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let year = century * 100 + year;
+    let years: i64 = (1970..year).map(|year| 365 + i64::from(leap(year))).sum();
+    let months: i64 = months.iter().take(month as usize - 1).sum::<i64>() + i64::from(month > 2 && leap(year));
+    (((years + months + day - 1) * 24 + hour) * 60 + minute) * 60 + second - utc as i64
+}
+
+/// `localtime` and `rtc_timeoffset` move the real-time clock and nothing else: the hypervisor's `utc_offset` and the configuration's offset.
+pub fn rtc_offset(_: &BootInfo) {
+    let ahead = ahead_of_utc();
+    check!((ahead - (RTC_TIMEOFFSET + UTC_OFFSET)).abs() <= 2, "{ahead} seconds ahead of UTC");
+}
+
+/// The operator presses the power button, then the sleep button (ACPI 6.4, 4.8.2.2.1): each is a status bit and the SCI.
+pub fn buttons(_: &BootInfo) {
+    const SCI: u8 = 0x39;
+    static PRESSED: AtomicU16 = AtomicU16::new(0);
+    pic::init(0x30);
+    on_interrupt(SCI, |_| {
+        let status = inw(0x600) & 0x300;
+        PRESSED.store(status, Ordering::Relaxed);
+        // A level: nothing comes of it any more once its cause is cleared.
+        outw(0x600, status);
+        pic::eoi(9);
+    });
+    pic::unmask(9);
+    outw(0x602, 0x300);
+    for (n, (status, name)) in (1..).zip([(1 << 8, "power"), (1 << 9, "sleep")]) {
+        while interrupts::count(SCI) < n {
+            cpu::sti_hlt();
+            cpu::cli();
+        }
+        check_eq!(
+            [u32::from(PRESSED.load(Ordering::Relaxed)), interrupts::count(SCI)],
+            [status, n],
+            "{name}: its status, one SCI"
+        );
+        println!("{name} button");
+    }
 }
 
 /// ACPI fixed hardware: the timer's carry, general-purpose events, write-one-to-clear, SCI through the 8259.

@@ -221,11 +221,11 @@ fn start_all() -> usize {
     cpus
 }
 
-const CLOCK_PAGE: u64 = 0x9_2000;
-const SYSTEM_TIME: u32 = 0x4b56_4d01;
+pub(super) const CLOCK_PAGE: u64 = 0x9_2000;
+pub(super) const SYSTEM_TIME: u32 = 0x4b56_4d01;
 
 /// Nanoseconds by the clock page of processor `cpu` (Linux, Documentation/virt/kvm/x86/msr.rst).
-fn clock(cpu: usize) -> u64 {
+pub(super) fn clock(cpu: usize) -> u64 {
     let page = CLOCK_PAGE + 32 * cpu as u64;
     loop {
         let version = read32(page);
