@@ -9,6 +9,7 @@ mod accel;
 mod bench;
 mod ci;
 mod debian;
+mod package;
 mod progress;
 mod run;
 mod terminal;
@@ -41,6 +42,8 @@ enum Command {
     Run(run::RunArguments),
     /// Write an ISO that boots Bulkhead with guests
     Iso(run::IsoArguments),
+    /// Make a Debian package, a tarball, and a bootable ISO
+    Package(package::PackageArguments),
     /// Run host unit tests, then guest tests on AMD-V (QEMU, Bochs) and VT-x (Bochs)
     Test(test::TestArguments),
     /// Measure what VM exits cost, in host instructions
@@ -68,6 +71,7 @@ fn dispatch(arguments: &Arguments) -> Result<u8> {
     match &arguments.command {
         Command::Run(run) => run::run(&workspace, run, consent),
         Command::Iso(iso) => run::iso(&workspace, iso, consent).map(|()| 0),
+        Command::Package(package) => package::run(&workspace, package, consent).map(|()| 0),
         Command::Test(test) => test::run(&workspace, test, consent),
         Command::Bench(bench) => bench::run(&workspace, bench, consent).map(|()| 0),
         Command::Tidy => tidy::run(&workspace).map(|()| 0),

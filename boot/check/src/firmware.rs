@@ -79,11 +79,12 @@ impl Firmware {
         }
         for port in &self.serial {
             let SerialPort { name, io_base, irq } = port;
-            let com = STANDARD.iter().find(|s| s.1 == *io_base).map_or("com1", |s| s.0);
-            let option = if STANDARD.iter().any(|s| (s.1, s.2) == (*io_base, *irq)) {
-                format!("console={com}")
-            } else {
-                format!("{com}=115200,8n1,{io_base:#x},{irq} console={com}")
+            // Linux may have a number of its own for an interrupt; without an ISA interrupt, Bulkhead polls.
+            let isa = if *irq < 16 { *irq } else { 0 };
+            let option = match STANDARD.iter().find(|s| s.1 == *io_base) {
+                Some((com, _, usual)) if isa == 0 || isa == *usual => format!("console={com}"),
+                Some((com, _, _)) => format!("{com}=115200,8n1,{io_base:#x},{isa} console={com}"),
+                None => format!("com1=115200,8n1,{io_base:#x},{isa} console=com1"),
             };
             report.add(Mark::Good, format!("serial port {name}: port {io_base:#x}, IRQ {irq}; hypervisor options: {option}"));
         }
