@@ -9,6 +9,7 @@ mod accel;
 mod bench;
 mod ci;
 mod debian;
+mod install;
 mod package;
 mod progress;
 mod run;

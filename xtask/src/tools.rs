@@ -12,7 +12,6 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::geteuid;
 
-
 /// How to see that a package is there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Probe {

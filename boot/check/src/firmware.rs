@@ -1,9 +1,6 @@
 //! What the firmware has set up or says: serial ports, IOMMU, Secure Boot.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use crate::report::{Mark, Report};
 
@@ -93,7 +90,10 @@ impl Firmware {
         }
         if let Some(Redirection { io_base, baud }) = self.redirection {
             let speed = baud.map_or_else(String::new, |baud| format!(" at {baud} baud"));
-            report.add(Mark::Note, format!("the firmware redirects its console to port {io_base:#x}{speed} (serial over LAN, perhaps)"));
+            report.add(
+                Mark::Note,
+                format!("the firmware redirects its console to port {io_base:#x}{speed} (serial over LAN, perhaps)"),
+            );
         }
         report.add(
             Mark::Note,
@@ -152,7 +152,7 @@ fn redirection(table: &[u8]) -> Option<Redirection> {
 
 /// For tests elsewhere: the files that a machine's sysfs has.
 #[cfg(test)]
-pub fn put(root: &Path, path: &str, bytes: &[u8]) -> PathBuf {
+pub fn put(root: &Path, path: &str, bytes: &[u8]) -> std::path::PathBuf {
     let path = root.join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(&path, bytes).unwrap();

@@ -231,7 +231,11 @@ fn conclude(starting: &Starting, limits: &Limits, report: &mut Report) {
     if let Some(there) = limits.memory.filter(|&there| wanted > there) {
         report.add(
             Mark::GuestFails,
-            format!("not enough memory for all: {} MiB wanted, {} MiB there; the last guests would be refused", wanted >> 20, there >> 20),
+            format!(
+                "not enough memory for all: {} MiB wanted, {} MiB there; the last guests would be refused",
+                wanted >> 20,
+                there >> 20
+            ),
         );
     }
     let plural = if *guests == 1 { "guest" } else { "guests" };

@@ -90,7 +90,8 @@ fn memory(root: &Path) -> Option<u64> {
         return Some(sum);
     }
     let text = std::fs::read_to_string(root.join("proc/meminfo")).ok()?;
-    let kib: u64 = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let kib: u64 =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib << 10)
 }
 
@@ -109,11 +110,13 @@ pub fn check(host: &Host, firmware: &Firmware, report: &mut Report) {
         None => report.add(Mark::Unknown, "memory: Linux does not tell how much there is"),
     }
     firmware.check(report);
-    report.close(match (report.count(Mark::MachineFails), report.count(Mark::MachineFails) + report.count(Mark::Unknown) - before) {
-        (0, 0) => "This machine can run Bulkhead.",
-        (0, _) => "This machine can perhaps run Bulkhead; something could not be looked at.",
-        _ => "This machine cannot run Bulkhead.",
-    });
+    report.close(
+        match (report.count(Mark::MachineFails), report.count(Mark::MachineFails) + report.count(Mark::Unknown) - before) {
+            (0, 0) => "This machine can run Bulkhead.",
+            (0, _) => "This machine can perhaps run Bulkhead; something could not be looked at.",
+            _ => "This machine cannot run Bulkhead.",
+        },
+    );
 }
 
 fn cpu_lines(host: &Host, report: &mut Report) {
@@ -162,7 +165,10 @@ fn cpu_lines(host: &Host, report: &mut Report) {
                 io::ErrorKind::PermissionDenied => "run this as root",
                 _ => "is Linux's msr module there (modprobe msr)?",
             };
-            report.add(Mark::Unknown, format!("{name}: the CPU has it; whether the firmware lets it be used is in an MSR: {error}; {hint}"));
+            report.add(
+                Mark::Unknown,
+                format!("{name}: the CPU has it; whether the firmware lets it be used is in an MSR: {error}; {hint}"),
+            );
         }
     }
 }
@@ -179,7 +185,8 @@ enum Verdict {
 }
 
 fn svm_verdict(host: &Host) -> Verdict {
-    let leaf = if (host.cpuid)(0x8000_0000, 0).eax >= 0x8000_000a { (host.cpuid)(0x8000_000a, 0) } else { CpuidResult::default() };
+    let leaf =
+        if (host.cpuid)(0x8000_0000, 0).eax >= 0x8000_000a { (host.cpuid)(0x8000_000a, 0) } else { CpuidResult::default() };
     let caps = svm::caps::Caps::from_cpuid(leaf);
     if let Some(name) = caps.missing() {
         return Verdict::Cannot(svm::Unsupported::Missing(name).to_string());

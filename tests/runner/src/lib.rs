@@ -6,7 +6,9 @@
 
 pub mod config;
 pub mod cpio;
+pub mod dialogue;
 pub mod feed;
+pub mod host;
 pub mod image;
 pub mod lines;
 pub mod linux;

@@ -40,7 +40,8 @@ impl Page<'_> {
             body(text, &mut out);
         }
         out.push_str(".SH SEE ALSO\n");
-        let others: Vec<String> = self.see_also.iter().map(|(name, section)| format!("\\fB{}\\fP({section})", escape(name))).collect();
+        let others: Vec<String> =
+            self.see_also.iter().map(|(name, section)| format!("\\fB{}\\fP({section})", escape(name))).collect();
         let _ = writeln!(out, "{}", others.join(", "));
         out
     }
@@ -129,11 +130,19 @@ fn inline(text: &str) -> String {
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
         let after = &rest[c.len_utf8()..];
-        let (piece, length) = if c == '`' && let Some(end) = after.find('`') {
+        let (piece, length) = if c == '`'
+            && let Some(end) = after.find('`')
+        {
             (format!("\\fB{}\\fP", escape(&after[..end])), end + 2)
-        } else if let Some(strong) = rest.strip_prefix("**") && let Some(end) = strong.find("**") {
+        } else if let Some(strong) = rest.strip_prefix("**")
+            && let Some(end) = strong.find("**")
+        {
             (format!("\\fB{}\\fP", escape(&strong[..end])), end + 4)
-        } else if c == '[' && let Some((label, target)) = after.split_once("](") && let Some(end) = target.find(')') && !label.contains(']') {
+        } else if c == '['
+            && let Some((label, target)) = after.split_once("](")
+            && let Some(end) = target.find(')')
+            && !label.contains(']')
+        {
             // Another page is named by its label; elsewhere, the address is what helps.
             let address = &target[..end];
             let shown = inline(label);
@@ -185,7 +194,10 @@ mod tests {
 
     #[test]
     fn what_the_documentation_uses() {
-        assert_eq!(of("# Title\n\nSome `code-x`, **bold**\nand [a page](x.md).\n"), ".PP\nSome \\fBcode\\-x\\fP, \\fBbold\\fP and a page.\n");
+        assert_eq!(
+            of("# Title\n\nSome `code-x`, **bold**\nand [a page](x.md).\n"),
+            ".PP\nSome \\fBcode\\-x\\fP, \\fBbold\\fP and a page.\n"
+        );
         assert_eq!(of("## Part\n- one\n  more\n- two\n"), ".SS Part\n.IP \\(bu 2\none more\n.IP \\(bu 2\ntwo\n");
         assert_eq!(of("```\n.x \\ 'y'\n```\n"), ".PP\n.RS 4\n.EX\n\\&.x \\e \\(aqy\\(aq\n.EE\n.RE\n");
         assert_eq!(

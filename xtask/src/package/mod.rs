@@ -217,7 +217,8 @@ pub fn manual_pages(root: &Path, version: &str, date: u64) -> Result<Vec<(&'stat
 fn licences(mit: &str) -> String {
     // After the title and the line with the copyright.
     let paragraphs: Vec<&str> = mit.trim().split("\n\n").skip(2).collect();
-    let indented: Vec<String> = paragraphs.join("\n\n").lines().map(|l| if l.is_empty() { " .".into() } else { format!(" {l}") }).collect();
+    let indented: Vec<String> =
+        paragraphs.join("\n\n").lines().map(|l| if l.is_empty() { " .".into() } else { format!(" {l}") }).collect();
     format!(
         "License: Expat\n{}\n\nLicense: Apache-2.0\n On Debian systems, the text of the Apache License, version 2.0, is in\n \
          /usr/share/common-licenses/Apache-2.0.\n",
@@ -299,7 +300,8 @@ impl Tree {
 
 /// Without a name or a date in it.
 fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut child = Command::new("gzip").arg("-9n").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot run gzip")?;
+    let mut child =
+        Command::new("gzip").arg("-9n").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot run gzip")?;
     let mut stdin = child.stdin.take().context("gzip has no input")?;
     let bytes = bytes.to_vec();
     // By a thread, since neither pipe holds all.
@@ -348,6 +350,9 @@ mod tests {
     #[test]
     fn the_licence_fits_debians_format() {
         let text = licences("MIT License\n\nCopyright x\n\nPermission is\nhereby granted\n\nTHE SOFTWARE\n");
-        assert!(text.starts_with("License: Expat\n Permission is\n hereby granted\n .\n THE SOFTWARE\n\nLicense: Apache-2.0\n"), "{text}");
+        assert!(
+            text.starts_with("License: Expat\n Permission is\n hereby granted\n .\n THE SOFTWARE\n\nLicense: Apache-2.0\n"),
+            "{text}"
+        );
     }
 }
