@@ -160,14 +160,15 @@ fn fill(disk: &Path, work: &Path, consent: Consent) -> Result<()> {
     let list = work.join("sources.list");
     fs::write(&list, sources()?)?;
     let script = work.join("fill");
-    // $1 is the system's root. GRUB reads the journalled file systems without their journals; these are made without ever being mounted.
+    // $1 is the system's root. What is mounted in it (/proc, for one) is not seen in the second view of it. GRUB reads the journalled file systems without their journals; these are made without ever being mounted.
     let make = |label: &str, (start, size): (u64, u64), from: &str| {
-        format!("mke2fs -q -t ext4 -L {label} -E offset={start} -d \"$1{from}\" \"$disk\" {}k\n", size / 1024)
+        format!("mke2fs -q -t ext4 -L {label} -E offset={start} -d \"$work/root{from}\" \"$disk\" {}k\n", size / 1024)
     };
     let text = format!(
         "#!/bin/sh\nset -e\nwork={work:?}\ndisk={disk:?}\ncp -R --no-preserve=ownership \"$work/overlay/.\" \"$1/\"\n\
          cp \"$1\"/boot/vmlinuz-* \"$work/vmlinuz\"\ncp \"$1\"/boot/initrd.img-* \"$work/initrd.img\"\n\
          cp \"$1\"/lib/modules/*/kernel/arch/x86/kernel/msr.ko \"$work/\"\nmkdir -p \"$1/boot/efi\"\n\
+         mkdir \"$work/root\"\nmount --bind \"$1\" \"$work/root\"\ntrap 'umount \"$work/root\"' EXIT\n\
          {}rm -rf \"$1\"/boot/*\n{}chmod a+r \"$work\"/vmlinuz \"$work\"/initrd.img\n",
         make("boot", BOOT, "/boot"),
         make("root", ROOT, "")

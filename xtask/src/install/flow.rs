@@ -140,7 +140,9 @@ impl Visit {
         }
         self.run("dpkg --purge bulkhead")?;
         self.run("! grep -i bulkhead /boot/grub/grub.cfg")?;
-        self.run("! ls /boot/bulkhead* /etc/grub.d/*bulkhead /etc/default/grub.d/bulkhead.cfg /usr/sbin/bulkhead-check /var/lib/bulkhead")
+        let files = "/boot/bulkhead* /etc/grub.d/*bulkhead /etc/default/grub.d/bulkhead.cfg /usr/sbin/bulkhead-check /usr/share/doc/bulkhead \
+            /var/lib/bulkhead";
+        self.run(&format!("left=$(ls -d {files} 2>/dev/null); echo \"$left\"; [ -z \"$left\" ]"))
             .context("purge leaves something behind")?;
         self.run("ls /etc/bulkhead/one.cfg").context("a guest of the administrator's own is gone")?;
         self.dialogue.send("reboot\n")?;
@@ -170,6 +172,9 @@ impl Visit {
             !said.contains(&image(VERSION)) && said.contains(&image(UPGRADES[0])) && said.contains(&image(UPGRADES[1])),
             "an upgrade keeps one version only: {said}"
         );
+        self.run("dpkg -i /payload/next.deb")?;
+        let said = self.run(list)?;
+        ensure!(said.contains(&image(UPGRADES[0])) && said.contains(&image(UPGRADES[1])), "so does a downgrade: {said}");
         Ok(())
     }
 }
