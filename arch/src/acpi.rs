@@ -67,6 +67,8 @@ pub struct Fixed {
     pub enable: Option<(u16, u8)>,
     /// CMOS index of the century, or 0.
     pub century: u8,
+    /// The firmware says that there is no keyboard controller. If it says nothing, there may be one.
+    pub no_i8042: bool,
 }
 
 /// Everything read from the tables.
@@ -197,6 +199,7 @@ fn parse_address(table: &[u8], at: usize) -> Option<PlatformRegister> {
 
 /// Reads a FADT, header included (ACPI 6.5, 5.2.9). Fields beyond its length are absent.
 fn parse_fadt(fadt: &[u8]) -> Fixed {
+    const HAS_I8042: u16 = 1 << 1;
     const RESET_SUPPORTED: u32 = 1 << 10;
     const TIMER_32_BIT: u32 = 1 << 8;
     let block = |extended: usize, legacy: usize| {
@@ -217,6 +220,9 @@ fn parse_fadt(fadt: &[u8]) -> Fixed {
             .zip(u8_at(fadt, 52))
             .filter(|&(port, value)| port != 0 && value != 0),
         century: u8_at(fadt, 108).unwrap_or(0),
+        // IAPC_BOOT_ARCH (5.2.9.3). The first revision has something else there.
+        no_i8042: u8_at(fadt, 8).is_some_and(|revision| revision >= 2)
+            && u16_at(fadt, 109).is_some_and(|boot| boot & HAS_I8042 == 0),
     }
 }
 
@@ -478,6 +484,17 @@ mod tests {
         let new = parse_fadt(&fadt(244));
         assert_eq!(new.pm1a_control, Some(PlatformRegister::Port(0xb004)));
         assert_eq!(new.reset, Some((PlatformRegister::Port(0xcf9), 0x0f)));
+    }
+
+    #[test]
+    fn only_a_fadt_that_can_say_so_denies_the_keyboard_controller() {
+        let denied = |revision: u8, boot: u8, length| {
+            let mut t = fadt(length);
+            (t[8], t[109]) = (revision, boot);
+            parse_fadt(&t).no_i8042
+        };
+        assert!(denied(3, 0x01, 244) && denied(2, 0, 129));
+        assert!(!denied(3, 0x03, 244) && !denied(1, 0, 116));
     }
 
     #[test]

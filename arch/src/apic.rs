@@ -16,6 +16,7 @@ use x86defs::{
 pub mod vectors {
     /// Serial ports.
     pub const SERIAL: u8 = 0xe0;
+    pub const KEYBOARD: u8 = 0xe1;
     /// Another CPU wants this one to look up.
     pub const KICK: u8 = 0xf0;
     /// Another CPU has put something into this one's mailbox.

@@ -6,6 +6,7 @@ use crate::{
     mm::{
         frames,
         guest::{GuestRam, Stage2Format},
+        heap,
         table::PageSize,
     },
     power, rtc, smp,
@@ -121,6 +122,9 @@ impl<V: Vendor> Platform for Machine<V> {
     }
     fn memory(&self) -> (u64, u64) {
         (frames::free_bytes(), frames::total_bytes())
+    }
+    fn heap_in_use(&self) -> u64 {
+        heap::in_use()
     }
 
     #[inline]

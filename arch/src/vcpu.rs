@@ -39,6 +39,8 @@ pub trait Registers {
     fn gprs_mut(&mut self) -> &mut Gprs;
     fn question(&mut self) -> &mut Question;
     fn set_rip(&mut self, rip: u64);
+    /// Moves RIP behind the instruction of the [`Question`] and ends an interrupt shadow. Returns RFLAGS.
+    fn retire(&mut self) -> u64;
     fn rflags(&self) -> u64;
     fn set_rflags(&mut self, rflags: u64);
     /// Sets or clears the interrupt shadow. Called for every completed instruction, so cheap when there is nothing to clear.
@@ -77,6 +79,10 @@ pub fn complete<R: Registers>(vcpu: &mut R, resume: Resume) {
             gprs.set32(Gpr::Rdx, result.edx);
             advance(vcpu);
         }
+        Resume::Hypercall(value) => {
+            vcpu.gprs_mut()[Gpr::Rax] = value;
+            advance(vcpu);
+        }
         Resume::MsrRead(value) | Resume::Tsc(value) => {
             let gprs = vcpu.gprs_mut();
             gprs.set32(Gpr::Rax, value as u32);
@@ -93,6 +99,12 @@ pub fn complete<R: Registers>(vcpu: &mut R, resume: Resume) {
             vcpu.write_control(control, value);
             advance(vcpu);
         }
+        Resume::AdvanceTo(rip) => {
+            vcpu.set_rip(rip);
+            vcpu.set_shadow(Shadow::None);
+            let rflags = vcpu.rflags();
+            clear_flags(vcpu, rflags);
+        }
         Resume::Emulated { rip, rflags } => emulated(vcpu, rip, rflags),
         Resume::Fault(exception) => vcpu.raise(&exception),
     }
@@ -101,21 +113,20 @@ pub fn complete<R: Registers>(vcpu: &mut R, resume: Resume) {
 /// The result of IN goes to AL, AX or EAX; EAX clears the upper half, AL and AX leave the rest (SDM vol. 1, 3.4.1.1).
 #[inline(always)]
 fn merge(gprs: &mut Gprs, width: Width, value: u32) {
-    let old = gprs[Gpr::Rax];
-    gprs[Gpr::Rax] = match width {
-        Width::Byte => old & !0xff | u64::from(value & 0xff),
-        Width::Word => old & !0xffff | u64::from(value & 0xffff),
-        Width::Dword | Width::Qword => u64::from(value),
-    };
+    /// By width in bytes: what stays of RAX. A table, because it comes to one load.
+    const KEPT: [u64; 9] = [0, !0xff, !0xffff, 0, 0, 0, 0, 0, 0];
+    gprs[Gpr::Rax] = gprs[Gpr::Rax] & KEPT[width as usize] | u64::from(value) & width.mask();
 }
 
 /// The instruction is complete: RIP moves on, the interrupt shadow ends, RF is cleared, and TF makes a trap (SDM vol. 3B, 18.3.1).
 #[inline(always)]
 fn advance<R: Registers>(vcpu: &mut R) {
-    let rip = vcpu.question().next_rip;
-    vcpu.set_rip(rip);
-    vcpu.set_shadow(Shadow::None);
-    let rflags = vcpu.rflags();
+    let rflags = vcpu.retire();
+    clear_flags(vcpu, rflags);
+}
+
+#[inline(always)]
+fn clear_flags<R: Registers>(vcpu: &mut R, rflags: u64) {
     if rflags & (Rflags::RF | Rflags::TF).bits() != 0 {
         finish_flags(vcpu, rflags);
     }
@@ -132,7 +143,11 @@ fn finish_flags<R: Registers>(vcpu: &mut R, rflags: u64) {
 fn emulated<R: Registers>(vcpu: &mut R, rip: u64, rflags: u64) {
     let ss_loaded = core::mem::take(&mut vcpu.question().ss_loaded);
     vcpu.set_rip(rip);
-    vcpu.set_rflags(rflags & !Rflags::RF.bits());
+    // Few of the instructions that reach a device change any.
+    let cleared = rflags & !Rflags::RF.bits();
+    if cleared != vcpu.rflags() {
+        vcpu.set_rflags(cleared);
+    }
     vcpu.set_shadow(if ss_loaded { Shadow::MovSs } else { Shadow::None });
     // Loading SS inhibits debug traps as well.
     if rflags & Rflags::TF.bits() != 0 && !ss_loaded {

@@ -23,6 +23,11 @@ impl Registers for Fake {
     fn set_rip(&mut self, rip: u64) {
         self.rip = rip;
     }
+    fn retire(&mut self) -> u64 {
+        self.rip = self.question.next_rip;
+        self.shadow = false;
+        self.rflags
+    }
     fn rflags(&self) -> u64 {
         self.rflags
     }
@@ -112,6 +117,8 @@ fn completed_instructions_clear_rf_and_trap() {
     let fake = after(Resume::Advance, |f| f.rflags = 0x102);
     assert_eq!((fake.rflags, fake.stepped, fake.rip), (0x102, true, 0x1002));
     let fake = after(Resume::Emulated { rip: 0x1007, rflags: 0x1_0102 }, |_| {});
+    assert_eq!((fake.rip, fake.rflags, fake.stepped, fake.shadow), (0x1007, 0x102, true, false));
+    let fake = after(Resume::AdvanceTo(0x1007), |f| f.rflags = 0x1_0102);
     assert_eq!((fake.rip, fake.rflags, fake.stepped, fake.shadow), (0x1007, 0x102, true, false));
 }
 

@@ -1,7 +1,7 @@
 //! What Bulkhead says about the machine at start.
 
 use crate::options::NoDisplay;
-use arch::console::Display;
+use arch::console::{Display, KeyboardFound};
 use arch::cpu::features::{self, Features};
 use arch::mm::frames;
 use arch::smp::{Started, Synchrony};
@@ -93,5 +93,13 @@ pub fn display(result: Result<Option<Display>, NoDisplay>) {
         // Not worth a warning: the default console includes the display, and servers often have none.
         Err(NoDisplay::Unknown) => info!("Display: none, the boot loader describes no screen"),
         Err(NoDisplay::Unusable(screen)) => warn!("Display: none, the boot loader's screen is unusable: {screen:?}"),
+    }
+}
+
+pub fn keyboard(found: KeyboardFound) {
+    match found {
+        KeyboardFound::Interrupts => info!("Keyboard: PS/2"),
+        KeyboardFound::Polled => warn!("Keyboard: PS/2, without an interrupt: slow to answer"),
+        KeyboardFound::None => info!("Keyboard: none"),
     }
 }

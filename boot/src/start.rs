@@ -115,6 +115,14 @@ pub unsafe fn start(boot_information_at: u64, offset: u64) -> ! {
     for irq in console::enable_interrupts(&platform.interrupts.overrides) {
         warn!("console: no IOAPIC pin for IRQ {irq}, the serial port is polled");
     }
+    if matches!(display, Ok(Some(_))) {
+        let denied = platform.fixed.no_i8042;
+        report::keyboard(if denied {
+            console::KeyboardFound::None
+        } else {
+            console::init_keyboard(&platform.interrupts.overrides)
+        });
+    }
     // SAFETY: once, on the boot CPU, whose interrupt controller and timer are set up.
     let started = unsafe { smp::start(&platform.interrupts.cpus, &cpu_features, options.maxcpus) };
     report::cpus(&started, platform.interrupts.cpus.len());

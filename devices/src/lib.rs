@@ -24,6 +24,7 @@ pub mod pit;
 mod ports;
 pub mod router;
 pub mod rtc;
+pub mod sync;
 mod ticks;
 pub mod uart;
 

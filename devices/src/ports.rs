@@ -6,11 +6,17 @@
 use x86defs::Width;
 
 /// Reads `width` at `offset` byte by byte; bytes at `limit` and above belong to nobody.
-#[inline]
+#[inline(always)]
 pub(crate) fn read_bytes(offset: u16, width: Width, limit: u16, mut byte: impl FnMut(u16) -> u8) -> u32 {
+    // What nearly all drivers do.
     if width == Width::Byte && offset < limit {
         return byte(offset).into();
     }
+    read_wide(offset, width, limit, &mut byte)
+}
+
+#[inline(never)]
+fn read_wide(offset: u16, width: Width, limit: u16, byte: &mut dyn FnMut(u16) -> u8) -> u32 {
     let mut value = [0xff; 4];
     for (i, slot) in (offset..limit).zip(value.iter_mut()).take(width.bytes()) {
         *slot = byte(i);
@@ -19,8 +25,16 @@ pub(crate) fn read_bytes(offset: u16, width: Width, limit: u16, mut byte: impl F
 }
 
 /// Writes `width` at `offset` byte by byte; bytes at `limit` and above go nowhere.
-#[inline]
+#[inline(always)]
 pub(crate) fn write_bytes(offset: u16, width: Width, limit: u16, value: u32, mut byte: impl FnMut(u16, u8)) {
+    if width == Width::Byte && offset < limit {
+        return byte(offset, value as u8);
+    }
+    write_wide(offset, width, limit, value, &mut byte);
+}
+
+#[inline(never)]
+fn write_wide(offset: u16, width: Width, limit: u16, value: u32, byte: &mut dyn FnMut(u16, u8)) {
     for (i, b) in (offset..limit).zip(value.to_le_bytes()).take(width.bytes()) {
         byte(i, b);
     }

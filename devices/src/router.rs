@@ -9,14 +9,16 @@ use crate::{
     ioapic::{self, IoApic, IoApicState},
     lapic::{Effect, LocalApic, Posted},
     pic::{ELCR_OFFSET, MASTER_OFFSET, Pic, PicState, SLAVE_OFFSET},
+    sync::{
+        Mutex,
+        atomic::{
+            AtomicU32, AtomicU64,
+            Ordering::{AcqRel, Relaxed},
+        },
+    },
 };
 use alloc::{sync::Arc, vec::Vec};
-use core::sync::atomic::{
-    AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Relaxed},
-};
 use serde::{Deserialize, Serialize};
-use spin::Mutex;
 use x86defs::{Time, Width};
 
 /// Interrupt lines: ISA IRQs 0 to 15, and eight more that reach the IOAPIC alone unless routed (PIRQA to PIRQH).
@@ -134,6 +136,13 @@ impl InterruptRouter {
         }
     }
 
+    /// True if [`InterruptRouter::take_woken`] has something.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_woken(&self) -> bool {
+        self.woken.load(Relaxed) != 0
+    }
+
     /// The vCPUs that got something new (an interrupt, NMI, INIT or SIPI) since the last call, other than by their own IPI to themselves.
     #[inline]
     #[must_use]
@@ -249,6 +258,7 @@ impl InterruptRouter {
     }
 
     /// IN at one of the 8259 pair's ports: 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1. All ones at others.
+    #[inline(never)]
     pub fn pic_read(&self, now: Time, port: u16, width: Width) -> u32 {
         let Some(offset) = pic_offset(port) else { return width.mask() as u32 };
         let mut wires = self.wires.lock();
@@ -378,5 +388,5 @@ const fn pic_offset(port: u16) -> Option<u16> {
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;

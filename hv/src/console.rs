@@ -292,6 +292,9 @@ impl Console {
             return true;
         } else if !output.in_background(platform, name, byte) {
             return false;
+        } else if byte == b'\n' && self.focus().is_none() {
+            // The line has come in between what the operator types: the shell, which only this CPU serves, shows it again.
+            platform.kick(0);
         }
         output.keep(byte);
         output.shown = output.end;

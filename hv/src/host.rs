@@ -13,7 +13,8 @@ use crate::{
     vm::{Blueprint, End, Vm},
 };
 use alloc::{boxed::Box, collections::VecDeque, sync::Arc, vec::Vec};
-use spin::Mutex;
+use core::sync::atomic::{AtomicBool, Ordering};
+use devices::sync::Mutex;
 use x86defs::Platform;
 
 /// What all CPUs share.
@@ -39,6 +40,8 @@ pub(crate) struct Guests<P: Platform> {
     pub(crate) running: Vec<Arc<Vm<P>>>,
     /// Ended ones that their configuration wants kept.
     pub(crate) preserved: Vec<Arc<Vm<P>>>,
+    /// Between their end and their next start.
+    pub(crate) restarting: Vec<Restarting>,
     /// Being built, or taken apart, at the moment.
     building: u32,
     next_id: u32,
@@ -46,10 +49,19 @@ pub(crate) struct Guests<P: Platform> {
     announced_end: bool,
 }
 
+/// A guest that has ended and is built again, unless the operator has it destroyed meanwhile.
+pub(crate) struct Restarting {
+    /// Its old number.
+    pub(crate) id: u32,
+    pub(crate) blueprint: Arc<Blueprint>,
+    pub(crate) condemned: Arc<AtomicBool>,
+}
+
 impl<P: Platform> Guests<P> {
     /// The names that are taken.
     fn names(&self) -> impl Iterator<Item = &str> {
-        let waiting = self.waiting.iter().map(|blueprint| &*blueprint.config.name);
+        let waiting = self.waiting.iter().chain(self.restarting.iter().map(|entry| &entry.blueprint));
+        let waiting = waiting.map(|blueprint| &*blueprint.config.name);
         waiting.chain(self.running.iter().chain(&self.preserved).filter(|vm| !vm.is_renamed()).map(|vm| vm.name()))
     }
 }
@@ -71,6 +83,7 @@ impl<P: Platform> Host<P> {
                 waiting: VecDeque::new(),
                 running: Vec::new(),
                 preserved: Vec::new(),
+                restarting: Vec::new(),
                 building: 0,
                 next_id: 1,
                 started: false,
@@ -143,6 +156,11 @@ impl<P: Platform> Host<P> {
 
     /// Builds a guest and lets its vCPUs run, unless it is to be paused. Returns its number, if it was not refused.
     pub(crate) fn start(&self, blueprint: &Arc<Blueprint>, paused: bool) -> Option<u32> {
+        self.start_unless(blueprint, paused, None)
+    }
+
+    /// The same; `old` is the number of the guest that this one follows, if it does, and the operator may condemn it until it has started.
+    pub(crate) fn start_unless(&self, blueprint: &Arc<Blueprint>, paused: bool, old: Option<u32>) -> Option<u32> {
         let name = &blueprint.config.name;
         let id = {
             let mut guests = self.guests.lock();
@@ -154,6 +172,8 @@ impl<P: Platform> Host<P> {
         let built = Vm::build(self.platform, &self.clock, &self.console, blueprint, id);
         let mut guests = self.guests.lock();
         guests.building -= 1;
+        let restart = old.and_then(|old| guests.restarting.iter().position(|entry| entry.id == old));
+        let condemned = restart.is_some_and(|at| guests.restarting.remove(at).condemned.load(Ordering::Acquire));
         let (vm, vcpus) = match built {
             Ok(built) => built,
             Err(error) => {
@@ -162,6 +182,12 @@ impl<P: Platform> Host<P> {
                 return None;
             }
         };
+        if condemned {
+            drop(guests);
+            drop((vm, vcpus));
+            log::always!("guest {name}: destroyed");
+            return None;
+        }
         log::always!("guest {name}: started{}", if paused { ", paused" } else { "" });
         if vm.has_console() && self.console.guest_started(id) {
             console::announce(Some(name));
@@ -189,11 +215,11 @@ impl<P: Platform> Host<P> {
             let id = TaskId { vm: vm.id, vcpu: vcpu.id };
             let asleep = vcpu.is_asleep();
             let affinity = config.cpus.get(id.vcpu as usize).map_or(host, |cpus| cpus.and(host));
-            sched.add(id, Box::new(vcpu), affinity, paused);
+            sched.add(id, Box::new(vcpu), affinity, paused, now);
             if sched.is_waiting_for_cpu(id) {
                 log::warn!("guest {}: vCPU {} has to wait for a CPU of its own", vm.name(), id.vcpu);
             }
-            if !asleep && let Some(cpu) = sched.wake(id) {
+            if !asleep && let Some(cpu) = sched.wake(id, now) {
                 kicks.insert(cpu);
             }
         }
@@ -236,24 +262,36 @@ impl<P: Platform> Host<P> {
             end => end.unwrap_or(End::Destroyed),
         };
         vm.finish_output(self.platform);
-        {
-            let mut guests = self.guests.lock();
-            guests.running.retain(|other| other.id != vm.id);
-            // Another CPU must not take this for the end of the last guest: it may be built again below.
-            guests.building += 1;
-        }
-        let name = &blueprint.config.name;
-        log::always!("guest {name}: ended: {end}");
-        let had_focus = self.console.guest_ended(vm.id);
-        let action = match end {
+        let mut action = match end {
+            // A guest that left by the debug port has given its verdict; running it again would give another.
+            End::DebugExit(_) if blueprint.config.on_poweroff == Action::Restart => Action::Destroy,
             End::PowerOff | End::DebugExit(_) => blueprint.config.on_poweroff,
             End::Reboot => blueprint.config.on_reboot,
             End::Crash(_) => blueprint.config.on_crash,
             End::Destroyed => Action::Destroy,
         };
+        let (id, condemned) = (vm.id, vm.condemned.clone());
+        {
+            let mut guests = self.guests.lock();
+            guests.running.retain(|other| other.id != id);
+            // Another CPU must not take this for the end of the last guest: it may be built again below.
+            guests.building += 1;
+            // The operator has come too late to be its end, but not too late for what follows.
+            if condemned.load(Ordering::Acquire) {
+                action = Action::Destroy;
+            }
+            if matches!(action, Action::Restart | Action::RenameRestart) {
+                guests.restarting.push(Restarting { id, blueprint: blueprint.clone(), condemned });
+            }
+        }
+        let name = &blueprint.config.name;
+        log::always!("guest {name}: ended: {end}");
+        if action == Action::Destroy && vm.condemned.load(Ordering::Acquire) && !matches!(end, End::Destroyed) {
+            log::always!("guest {name}: destroyed");
+        }
+        let had_focus = self.console.guest_ended(id);
         match action {
-            // A guest that left by the debug port has given its verdict; running it again would give another.
-            Action::Restart if !matches!(end, End::DebugExit(_)) => {
+            Action::Restart => {
                 let cause = match end {
                     End::PowerOff | End::DebugExit(_) | End::Destroyed => "on_poweroff",
                     End::Reboot => "on_reboot",
@@ -262,19 +300,19 @@ impl<P: Platform> Host<P> {
                 // Its memory must be free before the new one takes as much.
                 free(vm);
                 log::always!("guest {name}: restarting ({cause})");
-                self.start(&blueprint, false);
+                self.start_unless(&blueprint, false, Some(id));
             }
             Action::RenameRestart => {
                 vm.rename();
                 log::always!("guest {name}: kept as {}, restarting", vm.kept_name());
                 self.guests.lock().preserved.push(vm);
-                self.start(&blueprint, false);
+                self.start_unless(&blueprint, false, Some(id));
             }
             Action::Preserve => {
                 log::always!("guest {name}: preserved");
                 self.guests.lock().preserved.push(vm);
             }
-            Action::Destroy | Action::Restart => drop(vm),
+            Action::Destroy => drop(vm),
         }
         let start_more = {
             let mut guests = self.guests.lock();
@@ -287,8 +325,8 @@ impl<P: Platform> Host<P> {
         if had_focus && self.console.focus().is_none() {
             self.pass_focus();
         }
-        // It may have something to say now.
-        self.kick_all(CpuMask::single(0));
+        // It may have something to say now, and at least has to show the shell's prompt again; also if it is this one, on its way to sleep.
+        self.platform.kick(0);
     }
 
     /// Gives the console's input to the first guest that has a console, or else leaves it with the shell.

@@ -12,7 +12,7 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 extern crate std;
 
 pub mod acpi;
@@ -32,8 +32,8 @@ pub mod options;
 mod run;
 mod sched;
 pub mod shell;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod vcpu;
 pub mod vm;
 

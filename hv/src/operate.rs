@@ -2,7 +2,7 @@
 
 use crate::{
     cpumask::CpuMask,
-    host::Host,
+    host::{Host, Restarting},
     log,
     sched::{SchedulerKind, Share, State, TaskId},
     shell::operator::{
@@ -11,7 +11,7 @@ use crate::{
     vm::{End, Vm},
 };
 use alloc::{string::String, sync::Arc, vec::Vec};
-use core::fmt;
+use core::{fmt, sync::atomic::Ordering};
 use devices::interrupt::CpuSet;
 use x86defs::{Duration, GuestMemoryExt, Platform, Time};
 
@@ -57,10 +57,46 @@ impl<P: Platform> Host<P> {
         }
     }
 
+    fn info_of_restarting(&self, entry: &Restarting) -> GuestInfo {
+        let config = &entry.blueprint.config;
+        GuestInfo {
+            id: entry.id,
+            name: config.name.clone(),
+            memory: config.memory,
+            vcpus: config.vcpus,
+            flags: GuestFlags::DYING,
+            cpu_time: Duration(0),
+            started: self.clock.now(self.platform),
+            weight: config.cpu_weight,
+            cap: config.cap,
+        }
+    }
+
     /// Presses the power button of a guest.
     fn press_power_button(&self, vm: &Vm<P>) {
         vm.board.press_power_button();
         self.wake(vm, vm.board.router.take_woken(), self.platform.this_cpu(), None);
+    }
+
+    /// What each CPU has, and the registers of the vCPU there as of its last exit. Nobody has to stand still for it: a CPU logs them on its next
+    /// way past.
+    fn dump_cpus(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        let guests = self.guests.lock();
+        for cpu in 0..self.platform.cpus() {
+            let (current, idle) = {
+                let sched = self.sched.lock();
+                (sched.current(cpu), sched.idle_time(cpu) / 1_000_000)
+            };
+            let found = current.and_then(|id| guests.running.iter().find(|vm| vm.id == id.vm).map(|vm| (id, vm)));
+            let Some((id, vm)) = found else {
+                writeln!(out, "CPU {cpu}: no vCPU, idle for {idle} ms in all")?;
+                continue;
+            };
+            writeln!(out, "CPU {cpu}: guest {} vCPU {}, whose registers follow in the log", vm.name(), id.vcpu)?;
+            vm.ask_for_dump(id.vcpu);
+            self.platform.kick(cpu);
+        }
+        Ok(())
     }
 
     fn dump_guests(&self, out: &mut dyn fmt::Write) -> fmt::Result {
@@ -129,6 +165,7 @@ impl<P: Platform> Operator for Host<P> {
         let guests = self.guests.lock();
         let mut all: Vec<GuestInfo> = guests.running.iter().map(|vm| self.info_of(vm, false)).collect();
         all.extend(guests.preserved.iter().map(|vm| self.info_of(vm, true)));
+        all.extend(guests.restarting.iter().map(|entry| self.info_of_restarting(entry)));
         all.sort_by_key(|guest| guest.id);
         all
     }
@@ -204,7 +241,17 @@ impl<P: Platform> Operator for Host<P> {
             log::always!("guest {}: destroyed", vm.kept_name());
             return Ok(());
         }
-        let vm = self.guest(guest)?;
+        let vm = {
+            let guests = self.guests.lock();
+            // Also one that has just ended: it is not to come back.
+            if let Some(entry) = guests.restarting.iter().find(|entry| entry.id == guest) {
+                entry.condemned.store(true, Ordering::Release);
+                return Ok(());
+            }
+            let vm = guests.running.iter().find(|vm| vm.id == guest).cloned().ok_or(OperatorError::NoSuchGuest)?;
+            vm.condemned.store(true, Ordering::Release);
+            vm
+        };
         self.stop(&vm, End::Destroyed);
         Ok(())
     }
@@ -293,9 +340,13 @@ impl<P: Platform> Operator for Host<P> {
 
     fn debug(&self, key: DebugKey, out: &mut dyn fmt::Write) -> Result<(), OperatorError> {
         let written = match key {
-            DebugKey::Registers => return Err(OperatorError::Unsupported),
+            DebugKey::Registers => self.dump_cpus(out),
             DebugKey::Guests => self.dump_guests(out),
             DebugKey::RunQueues => self.dump_queue(out),
+            DebugKey::Memory => {
+                let (free, total) = self.platform.memory();
+                writeln!(out, "memory: {total} bytes, {free} free; own allocations: {} bytes", self.platform.heap_in_use())
+            }
             DebugKey::Time => {
                 let (tsc, hz) = (self.platform.tsc(), self.platform.tsc_hz());
                 writeln!(out, "TSC {tsc:#x} at {}.{:06} MHz, host time {} ns", hz / 1_000_000, hz % 1_000_000, self.now().0)

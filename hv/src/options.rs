@@ -203,12 +203,14 @@ pub enum OptionProblem {
 impl fmt::Display for OptionProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unknown { name } => write!(f, "option {name}: unknown, ignored"),
+            // What was typed may hold anything but blanks.
+            Self::Unknown { name } => write!(f, "option {}: unknown, ignored", name.escape_debug()),
             Self::Unsupported { name } => write!(f, "option {name}: known to Xen, not supported yet, ignored"),
             Self::BadValue { name, value, expected } => {
-                write!(f, "option {name}: bad value \"{value}\", expected {expected}; ignored")
+                write!(f, "option {name}: bad value \"{}\", expected {expected}; ignored", value.escape_debug())
             }
             Self::UnsupportedValue { name, value, part } => {
+                let (value, part) = (value.escape_debug(), part.escape_debug());
                 write!(f, "option {name}: bad value \"{value}\": {part} is known to Xen, not supported yet; ignored")
             }
         }

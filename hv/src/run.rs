@@ -4,7 +4,10 @@ use crate::{
     console::{self, Key},
     host::Host,
     options::Options,
-    sched::{Came, TaskId, Verdict},
+    sched::{
+        Came, TaskId,
+        handover::{self, Seat, Step, Task},
+    },
     shell::Shell,
     vcpu::{Context, Stop, VirtCpu},
     vm::{End, Vm},
@@ -51,20 +54,35 @@ pub(crate) struct Worker<P: Platform> {
     cpu: u32,
     /// The TSC value that its timer is armed for; `u64::MAX` if none.
     armed: Cell<u64>,
-    /// The vCPU whose registers the CPU holds.
-    task: Option<Box<VirtCpu<P>>>,
-    came: Came,
-}
-
-/// How a turn goes on.
-enum Next {
-    Run(Option<Time>),
-    Halt(Option<Time>),
+    seat: Seat<Box<VirtCpu<P>>>,
 }
 
 impl<P: Platform> Worker<P> {
-    pub(crate) const fn new(cpu: u32) -> Self {
-        Self { cpu, armed: Cell::new(u64::MAX), task: None, came: Came::Runnable }
+    pub(crate) fn new(cpu: u32) -> Self {
+        Self { cpu, armed: Cell::new(u64::MAX), seat: Seat::default() }
+    }
+}
+
+impl<P: Platform> Task for Box<VirtCpu<P>> {
+    fn load(&mut self, cpu: u32) {
+        self.vm.set_place(self.id, cpu);
+        self.hw.load();
+    }
+
+    fn unload(&mut self) {
+        self.hw.unload();
+    }
+
+    fn is_asleep(&self) -> bool {
+        (**self).is_asleep()
+    }
+
+    fn wakes(&self) -> bool {
+        (**self).wakes()
+    }
+
+    fn wake_up(&mut self) {
+        (**self).wake_up();
     }
 }
 
@@ -87,18 +105,24 @@ impl<P: Platform> Host<P> {
         if worker.cpu == 0 {
             deadline = earlier(deadline, self.serve_console(now));
         }
-        match self.next(worker, now) {
-            Next::Run(until) => {
+        // One that sleeps in its CPU is not run.
+        if let Some(vcpu) = &worker.seat.task {
+            self.log_if_asked(vcpu);
+        }
+        match self.next(worker, now, self.clock.now(self.platform)) {
+            Step::Run(until) => {
                 self.arm(worker, earlier(deadline, until));
                 self.run_task(worker);
             }
-            Next::Halt(until) => {
+            Step::Halt(until) => {
                 self.arm(worker, earlier(deadline, until));
                 // With nothing left to do, the loop has something to say about it.
                 if !(worker.cpu == 0 && self.is_deserted()) {
                     self.platform.wait_for_interrupt();
                 }
             }
+            // `next` has done it.
+            Step::Dispose(_) => {}
         }
     }
 
@@ -135,89 +159,34 @@ impl<P: Platform> Host<P> {
             if running == Some(id) {
                 continue;
             }
-            let kick = self.sched.lock().wake(id);
-            if let Some(cpu) = kick
-                && (cpu != here || running.is_some())
-            {
-                self.platform.kick(cpu);
-            }
+            let here = running.is_none().then_some(here);
+            handover::wake(&self.sched, id, here, self.clock.now(self.platform), |cpu| self.platform.kick(cpu));
         }
     }
 
-    /// Finds out what this CPU does next, and gets it ready.
-    fn next(&self, worker: &mut Worker<P>, now: Time) -> Next {
+    /// Finds out what this CPU does next, and gets it ready. Its task, if it has one, has come back from the guest at `left`.
+    fn next(&self, worker: &mut Worker<P>, left: Time, now: Time) -> Step<Box<VirtCpu<P>>> {
         loop {
-            let Some(mut vcpu) = worker.task.take() else {
-                let taken = self.sched.lock().take(worker.cpu, now);
-                let (_, mut vcpu, _) = match taken {
-                    Ok(task) => task,
-                    Err(until) => return Next::Halt(until),
-                };
-                vcpu.vm.set_place(vcpu.id, worker.cpu);
-                vcpu.hw.load();
-                worker.task = Some(vcpu);
-                worker.came = Came::Runnable;
-                continue;
-            };
-            let mut sched = self.sched.lock();
-            // Looked at under the lock, which whoever wakes it takes: nothing can come in between.
-            let came = if !vcpu.is_asleep() {
-                worker.came
-            } else if vcpu.wakes() {
-                Came::Runnable
-            } else {
-                Came::Blocking
-            };
-            let verdict = sched.decide(worker.cpu, now, came);
-            drop(sched);
-            worker.came = Came::Runnable;
-            match verdict {
-                Verdict::Run(until) => {
-                    vcpu.wake_up();
-                    worker.task = Some(vcpu);
-                    return Next::Run(until);
-                }
-                Verdict::Idle(until) => {
-                    worker.task = Some(vcpu);
-                    return Next::Halt(until);
-                }
-                Verdict::PutBack => {
-                    vcpu.hw.unload();
-                    let mut sched = self.sched.lock();
-                    let blocked = vcpu.is_asleep() && !vcpu.wakes();
-                    let (gone, kick) = sched.put_back(worker.cpu, now, vcpu, blocked);
-                    drop(sched);
-                    if let Some(cpu) = kick {
-                        self.platform.kick(cpu);
-                    }
-                    if let Some(vcpu) = gone {
-                        self.dispose(vcpu);
-                    }
-                }
-                Verdict::Drop => {
-                    vcpu.hw.unload();
-                    self.sched.lock().gone(worker.cpu, now);
-                    self.dispose(vcpu);
-                }
+            match handover::next(&self.sched, &mut worker.seat, worker.cpu, left, now, |cpu| self.platform.kick(cpu)) {
+                Step::Dispose(vcpu) => self.dispose(vcpu),
+                step => return step,
             }
         }
     }
 
     /// Runs the CPU's task until it stops.
     fn run_task(&self, worker: &mut Worker<P>) {
-        let Some(mut vcpu) = worker.task.take() else { return };
+        let Some(mut vcpu) = worker.seat.task.take() else { return };
         let (cpu, id) = (worker.cpu, TaskId { vm: vcpu.vm.id, vcpu: vcpu.id });
         let wake = |vm: &Vm<P>, set: CpuSet| self.wake(vm, set, cpu, Some(id));
         let cx = Context { platform: self.platform, clock: self.clock, cpu, armed: &worker.armed, wake: &wake };
-        if vcpu.vm.take_dump_request(vcpu.id) {
-            self.log_registers(&vcpu);
-        }
+        self.log_if_asked(&vcpu);
         let stop = vcpu.run(&cx);
         vcpu.vm.note(vcpu.id, vcpu.stats.exits, vcpu.is_offline());
         let end = match stop {
             Stop::Preempted | Stop::Halted => None,
             Stop::Yield => {
-                worker.came = Came::Yielding;
+                worker.seat.came = Came::Yielding;
                 None
             }
             Stop::End(end) => Some(end),
@@ -230,13 +199,19 @@ impl<P: Platform> Host<P> {
             }
         };
         let Some(end) = end else {
-            worker.task = Some(vcpu);
+            worker.seat.task = Some(vcpu);
             return;
         };
         self.stop(&vcpu.vm, end);
         vcpu.hw.unload();
         self.sched.lock().gone(cpu, self.clock.now(self.platform));
         self.dispose(vcpu);
+    }
+
+    fn log_if_asked(&self, vcpu: &VirtCpu<P>) {
+        if vcpu.vm.take_dump_request(vcpu.id) {
+            self.log_registers(vcpu);
+        }
     }
 
     fn log_registers(&self, vcpu: &VirtCpu<P>) {

@@ -1,7 +1,7 @@
 //! Guests from start to end on a scripted machine: refusals, restarts, several at once.
 
 use super::{BootInfo, Host, Module, Worker};
-use crate::{options::Options, testing::FakePlatform};
+use crate::{host::Restarting, options::Options, shell::Operator, testing::FakePlatform, vm::End};
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::sync::atomic::Ordering;
 use x86defs::{Exit, Width};
@@ -122,6 +122,31 @@ fn ready_guests_take_turns() {
 }
 
 #[test]
+fn one_destroyed_while_it_ends_or_restarts_does_not_come_back() {
+    let modules = alloc::vec![kernel(), config("g", "on_reboot = \"restart\"\n")];
+    // It has reset itself, but the CPU that has it has not seen to that yet.
+    let rig = host("", modules.clone(), &[]);
+    let id = rig.ids()[0];
+    let vm = rig.host.guests.lock().running[0].clone();
+    vm.set_end(End::Reboot);
+    drop(vm);
+    rig.host.destroy(id).unwrap();
+    assert_eq!(names(&rig), [""; 0]);
+    assert!(rig.host.finished() && rig.host.guests.lock().restarting.is_empty());
+
+    // It is being built again.
+    let rig = host("", modules, &[]);
+    let vm = rig.host.guests.lock().running.remove(0);
+    let entry = Restarting { id: vm.id, blueprint: vm.blueprint.clone(), condemned: vm.condemned.clone() };
+    rig.host.guests.lock().restarting.push(entry);
+    let listed = rig.host.guests();
+    assert!(listed.len() == 1 && listed[0].name == "g" && listed[0].flags.ended());
+    rig.host.destroy(vm.id).unwrap();
+    assert_eq!(rig.host.start_unless(&vm.blueprint, false, Some(vm.id)), None);
+    assert!(names(&rig).is_empty() && rig.host.guests.lock().restarting.is_empty());
+}
+
+#[test]
 fn sequential_start_waits_for_the_end() {
     let modules = alloc::vec![kernel(), config("a", ""), config("b", "")];
     let mut host = host("autostart=sequential", modules, &[&[POWER_OFF], &[POWER_OFF]]);
@@ -173,4 +198,27 @@ fn the_operator_switches_to_the_shell_and_back() {
     rig.host.platform.input.lock().unwrap().extend(*b"destroy a\r");
     rig.turn();
     assert_eq!(names(&rig), [""; 0]);
+}
+
+#[test]
+fn debug_keys_show_registers_of_vcpus_that_run_or_sleep() {
+    let modules = alloc::vec![kernel(), config("a", "")];
+    let mut rig = host("conswitch=ax", modules, &[&[Exit::HostInterrupt, Exit::Hlt, Exit::HostInterrupt]]);
+    let log = |from: u64| {
+        let mut bytes = alloc::vec![0; 64 << 10];
+        let (count, end) = crate::log::read(from, &mut bytes);
+        (String::from_utf8_lossy(&bytes[..count]).into_owned(), end)
+    };
+    rig.host.platform.interrupted.store(true, Ordering::Relaxed);
+    // It sleeps in its CPU from the third turn on.
+    for _ in 0..2 {
+        rig.turn();
+        let (_, before) = log(u64::MAX);
+        rig.host.platform.input.lock().unwrap().extend(*b"debug-keys d\r");
+        rig.turn();
+        let (text, _) = log(before);
+        assert_eq!(text.matches("RIP ").count(), 1, "{text}");
+        let shown = String::from_utf8(rig.host.platform.output.lock().unwrap().clone()).unwrap();
+        assert!(shown.contains("CPU 0: guest a vCPU 0"), "{shown}");
+    }
 }

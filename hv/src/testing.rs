@@ -1,11 +1,11 @@
 //! A scripted machine for host tests: vCPUs that play back exits and write down the answers, RAM in a `Vec`, time that tests set.
 
 use alloc::{collections::VecDeque, sync::Arc, vec, vec::Vec};
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Mutex;
 use x86defs::{
-    CpuidResult, Cr0, Cr4, CreateError, Efer, Exception, Exit, Gpa, Gprs, GuestMemory, OutsideRam, Platform, RamRange, Resume,
-    Rflags, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuConfig, VcpuState, Width, paging::PagingContext,
+    CpuidResult, Cr0, Cr4, CreateError, Efer, Exception, Exit, Gpa, Gprs, GuestMemory, OutsideRam, Owner, Platform, RamRange,
+    Resume, Rflags, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuConfig, VcpuState, Width, paging::PagingContext,
 };
 
 /// RAM in host memory.
@@ -58,7 +58,7 @@ impl GuestMemory for FakeMemory {
 /// A vCPU that plays back a script and keeps what it was told.
 pub struct FakeVcpu {
     pub script: VecDeque<Exit>,
-    /// The answers to the exits so far; the first entry's `Resume` comes first.
+    /// The answers to the exits so far.
     pub resumes: Vec<Resume>,
     pub state: VcpuState,
     pub tsc_offset: u64,
@@ -104,14 +104,15 @@ impl Vcpu for FakeVcpu {
                 self.state.rip = rip;
                 self.state.rflags = rflags;
             }
+            Resume::AdvanceTo(rip) => self.state.rip = rip,
             Resume::ControlWrite(_) | Resume::Advance => self.state.rip += 1,
             _ => {}
         }
     }
     /// Plays the next exit; at the end of the script the guest triple-faults, which ends every run loop.
-    fn run(&mut self, resume: Resume) -> Exit {
-        self.complete(resume);
-        self.script.pop_front().unwrap_or(Exit::TripleFault)
+    fn run<O: Owner<Self>>(owner: &mut O) -> O::Outcome {
+        let exit = owner.vcpu().script.pop_front().unwrap_or(Exit::TripleFault);
+        owner.answer(exit)
     }
     fn gprs(&self) -> &Gprs {
         &self.state.gprs
@@ -172,6 +173,9 @@ impl Vcpu for FakeVcpu {
     }
     fn cpl(&self) -> u8 {
         self.state.ss.attributes.dpl()
+    }
+    fn in_64_bit_mode(&self) -> bool {
+        self.state.efer & Efer::LMA.bits() != 0 && self.state.cs.attributes.long()
     }
     fn paging(&self) -> PagingContext {
         PagingContext {
@@ -247,8 +251,16 @@ pub struct FakePlatform {
     pub input: Mutex<VecDeque<u8>>,
     /// Scripts for the vCPUs to come.
     pub scripts: Mutex<VecDeque<Vec<Exit>>>,
+    /// Something will end a halt, timer or not.
+    pub interrupted: AtomicBool,
     /// CPUID's vendor is AMD, not Intel.
     pub amd: bool,
+}
+
+impl Default for FakePlatform {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl FakePlatform {
@@ -260,6 +272,7 @@ impl FakePlatform {
             room: AtomicUsize::new(usize::MAX),
             input: Mutex::default(),
             scripts: Mutex::default(),
+            interrupted: AtomicBool::new(false),
             amd: false,
         }
     }
@@ -298,6 +311,9 @@ impl Platform for FakePlatform {
     fn memory(&self) -> (u64, u64) {
         (1 << 30, 2 << 30)
     }
+    fn heap_in_use(&self) -> u64 {
+        1 << 20
+    }
     fn tsc(&self) -> u64 {
         self.tsc.load(Ordering::Relaxed)
     }
@@ -312,6 +328,9 @@ impl Platform for FakePlatform {
     }
     fn wait_for_interrupt(&self) {
         let deadline = self.timer.load(Ordering::Relaxed);
+        if self.interrupted.load(Ordering::Relaxed) {
+            return;
+        }
         assert_ne!(deadline, u64::MAX, "halted for ever");
         self.tsc.fetch_max(deadline, Ordering::Relaxed);
     }

@@ -19,7 +19,7 @@ use core::{
 };
 use devices::lapic::LocalApic;
 use spin::Mutex;
-use x86defs::{Gpa, GuestMemory, GuestMemoryExt, Platform, Time, Vcpu, VcpuConfig, VcpuState, Width};
+use x86defs::{GuestMemory, GuestMemoryExt, Platform, Time, Vcpu, VcpuConfig, VcpuState, Width};
 
 /// How a guest ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -139,6 +139,8 @@ pub struct Vm<P: Platform> {
     /// It is kept under another name, while a new one has its own.
     renamed: AtomicBool,
     reboot_at_power_off: AtomicBool,
+    /// The operator has destroyed it: nothing follows its end.
+    pub(crate) condemned: Arc<AtomicBool>,
     /// Run time in ns of the vCPUs that are gone.
     time_of_ended: AtomicU64,
     output: GuestConsole,
@@ -189,6 +191,7 @@ impl<P: Platform> Vm<P> {
             slots: (0..config.vcpus).map(|n| Slot::new(platform.this_cpu(), n != 0)).collect(),
             renamed: AtomicBool::new(false),
             reboot_at_power_off: AtomicBool::new(false),
+            condemned: Arc::default(),
             time_of_ended: AtomicU64::new(0),
             vcpus_left: AtomicU32::new(config.vcpus),
             end: Mutex::new(None),
@@ -331,16 +334,6 @@ impl<P: Platform> Vm<P> {
     /// A vCPU has been dropped. True if it was the last.
     pub(crate) fn vcpu_gone(&self) -> bool {
         self.vcpus_left.fetch_sub(1, Ordering::AcqRel) == 1
-    }
-
-    /// Device memory, as vCPU `vcpu` reads it. What nobody claims reads all ones.
-    pub fn mmio_read(&self, vcpu: u32, now: Time, gpa: Gpa, width: Width) -> u64 {
-        self.board.mmio_read(vcpu, now, gpa, width)
-    }
-
-    /// Device memory, as vCPU `vcpu` writes it. What nobody claims is dropped.
-    pub fn mmio_write(&self, vcpu: u32, now: Time, gpa: Gpa, width: Width, value: u64) {
-        self.board.mmio_write(vcpu, now, gpa, width, value);
     }
 
     /// Passes the serial port's output on to the console, as far as that has room.

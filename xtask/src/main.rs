@@ -9,6 +9,7 @@ mod accel;
 mod bench;
 mod ci;
 mod debian;
+mod fuzz;
 mod install;
 mod package;
 mod progress;
@@ -49,6 +50,8 @@ enum Command {
     Test(test::TestArguments),
     /// Measure what VM exits cost, in host instructions
     Bench(bench::BenchArguments),
+    /// Run parts of Bulkhead with made-up inputs, led by the coverage of their code
+    Fuzz(fuzz::FuzzArguments),
     /// Check the repository's rules and count unsafe code
     Tidy,
     /// Check format, lints, rules and tests: everything that must hold before a change is taken
@@ -75,6 +78,7 @@ fn dispatch(arguments: &Arguments) -> Result<u8> {
         Command::Package(package) => package::run(&workspace, package, consent).map(|()| 0),
         Command::Test(test) => test::run(&workspace, test, consent),
         Command::Bench(bench) => bench::run(&workspace, bench, consent).map(|()| 0),
+        Command::Fuzz(fuzz) => fuzz::run(&workspace, fuzz),
         Command::Tidy => tidy::run(&workspace).map(|()| 0),
         Command::Ci => ci::run(&workspace, consent),
     }

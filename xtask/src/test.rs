@@ -3,6 +3,7 @@
 use std::{
     fmt,
     io::{BufRead, BufReader},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -17,7 +18,7 @@ use runner::{
 };
 
 use crate::{
-    debian,
+    debian, fuzz,
     install::{self, On},
     progress::{Spinner, say},
     tools::{self, Consent},
@@ -109,7 +110,14 @@ pub fn run_tests(workspace: &Workspace, arguments: &TestArguments, consent: Cons
     }
     let mut tally = Tally::default();
     if matches!(arguments.only, None | Some(Only::Host)) {
-        tally.add(host_tests(workspace, &arguments.filter)?);
+        let mut ordinary = workspace.cargo();
+        ordinary.args(["test", "--no-fail-fast", "--color=never"]);
+        tally.add(host_tests(ordinary, "building and running the host tests", &arguments.filter)?);
+        // Filters choose among the models, but nothing else is run with the model checker's atomics.
+        if arguments.filter.is_empty() || arguments.filter.starts_with("model") {
+            let filter = if arguments.filter.is_empty() { "model_" } else { &arguments.filter };
+            tally.add(host_tests(models(workspace), "building and checking the models", filter)?);
+        }
     }
     if !plan.is_empty() {
         tally.add(emulator_tests(workspace, &plan, consent)?);
@@ -197,11 +205,21 @@ fn progress(name: &str, passed: bool, took: Duration) -> String {
     format!("{:<4} {name} ({:.1} s)", if passed { "ok" } else { "FAIL" }, took.as_secs_f64())
 }
 
-/// Runs cargo's own tests and counts them.
-fn host_tests(workspace: &Workspace, filter: &str) -> Result<Tally> {
-    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+/// The tests that loom runs: every order in which CPUs can hand over interrupts and vCPUs.
+fn models(workspace: &Workspace) -> Command {
     let mut command = workspace.cargo();
-    command.args(["test", "--no-fail-fast", "--color=never", "--", "--color=never"]);
+    // Apart from the rest, whose flags are others.
+    command.env("CARGO_TARGET_DIR", workspace.cache.join("model-build"));
+    command.env("RUSTFLAGS", "--cfg loom").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    command.args(["test", "--no-fail-fast", "--color=never", "--lib", "--profile", fuzz::PROFILE]);
+    command.args(["--package", "devices", "--package", "hv"]);
+    command
+}
+
+/// Runs cargo's own tests and counts them.
+fn host_tests(mut command: Command, what: &str, filter: &str) -> Result<Tally> {
+    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+    command.args(["--", "--color=never"]);
     if !filter.is_empty() {
         command.arg(filter);
     }
@@ -209,7 +227,7 @@ fn host_tests(workspace: &Workspace, filter: &str) -> Result<Tally> {
     let mut child = command.stdout(writer.try_clone()?).stderr(writer).spawn().context("cannot run cargo")?;
     // It holds the pipe's other ends, which would keep it open.
     drop(command);
-    let spinner = Spinner::start("building and running the host tests");
+    let spinner = Spinner::start(what);
     let mut suites = Suites::default();
     let print = spinner.clone();
     let collector = thread::spawn(move || {

@@ -109,6 +109,10 @@ pub enum Exit {
         gpa: Gpa,
         access: Access,
     },
+    /// The guest's own page table at `gpa` is where stage 2 maps nothing. Answered as [`Exit::Stage2Fault`].
+    TableFault {
+        gpa: Gpa,
+    },
     /// Answer: [`Resume::Cpuid`].
     Cpuid {
         leaf: u32,
@@ -136,7 +140,7 @@ pub enum Exit {
     Hlt,
     /// PAUSE or a pause loop. Answer: [`Resume::Advance`].
     Pause,
-    /// VMCALL or VMMCALL.
+    /// VMCALL or VMMCALL. Answer: [`Resume::Hypercall`].
     Hypercall,
     /// WBINVD or INVD. Answer: [`Resume::Advance`].
     CacheFlush,
@@ -186,11 +190,15 @@ pub enum Resume {
     Cpuid(CpuidResult),
     /// RDMSR is complete: EDX:EAX.
     MsrRead(u64),
+    /// VMCALL or VMMCALL is complete: RAX.
+    Hypercall(u64),
     /// RDTSC(P) is complete.
     Tsc(u64),
     ControlRead(u64),
     /// The control register takes this value, which `hv` has checked.
     ControlWrite(u64),
+    /// The instruction emulator finished an instruction that changes no flags: new RIP. GPRs were written in place.
+    AdvanceTo(u64),
     /// The instruction emulator finished the instruction: new RIP and RFLAGS. GPRs were written in place.
     Emulated {
         rip: u64,

@@ -27,5 +27,5 @@ pub use exit::{Access, ControlRegister, EntryFailure, Exit, Resume, TaskSwitch, 
 pub use memory::{GuestMemory, GuestMemoryExt, OutsideRam, RamRange};
 pub use platform::{CreateError, Platform, VcpuConfig, VirtFeature};
 pub use regs::{Cr0, Cr4, DescriptorTable, Efer, Gpr, Gprs, Rflags, Segment, SegmentAttributes, SegmentRegister};
-pub use time::{Duration, Rate, Time};
-pub use vcpu::{UnknownMsr, Vcpu, VcpuState};
+pub use time::{Duration, Rate, Time, TimeSource};
+pub use vcpu::{Owner, UnknownMsr, Vcpu, VcpuState};

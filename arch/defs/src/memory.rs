@@ -33,6 +33,19 @@ pub trait GuestMemory: Send + Sync {
     fn compare_exchange(&self, gpa: Gpa, width: crate::Width, old: u64, new: u64) -> Result<Result<u64, u64>, OutsideRam>;
     /// The RAM ranges, ascending and disjoint.
     fn ranges(&self) -> &[RamRange];
+
+    /// Eight bytes at a multiple of eight, in one access; `None` if they are not RAM. For page tables.
+    #[inline]
+    fn read_entry(&self, gpa: Gpa) -> Option<u64> {
+        self.read_u64(gpa).ok()
+    }
+    /// Sixteen bytes within one page; `None` if they are not RAM. For instructions.
+    #[inline]
+    fn read_block(&self, gpa: Gpa) -> Option<[u8; 16]> {
+        let mut block = [0; 16];
+        self.read(gpa, &mut block).ok()?;
+        Some(block)
+    }
 }
 
 /// Typed accesses on top of [`GuestMemory`]; little-endian, as x86 is.

@@ -58,6 +58,134 @@ impl PagingContext {
     }
 }
 
+/// [`translate`] where nothing is out of the ordinary, which is nearly always: 4-level paging, and entries that are present, marked as
+/// accessed (and dirty), and not only for the other privilege level. `None` otherwise, with nothing touched.
+#[must_use]
+pub fn translate_quickly<M: GuestMemory + ?Sized>(
+    memory: &M,
+    ctx: &PagingContext,
+    gva: Gva,
+    access: Access,
+    implicit_supervisor: bool,
+) -> Option<Gpa> {
+    walk_quickly(memory, ctx, gva, access, implicit_supervisor, |_, _| {})
+}
+
+/// [`translate_quickly`], which tells `visit` the entries on the way and what they hold.
+#[inline(always)]
+fn walk_quickly<M: GuestMemory + ?Sized>(
+    memory: &M,
+    ctx: &PagingContext,
+    gva: Gva,
+    access: Access,
+    implicit_supervisor: bool,
+    mut visit: impl FnMut(Gpa, u64),
+) -> Option<Gpa> {
+    const LONG: u64 = Efer::LMA.bits();
+    if ctx.efer & LONG == 0 || ctx.cr4 & Cr4::LA57.bits() != 0 || ((gva.0 << 16) as i64 >> 16) as u64 != gva.0 {
+        return None;
+    }
+    let mut table = ctx.cr3 & ADDR;
+    let (mut all, mut any, mut shift) = (u64::MAX, 0, 39);
+    let (entry, frame) = loop {
+        let at = Gpa(table | gva.0 >> (shift - 3) & 0xff8);
+        let entry = memory.read_entry(at)?;
+        visit(at, entry);
+        all &= entry;
+        any |= entry;
+        table = entry & ADDR;
+        if entry & P == 0 {
+            return None;
+        }
+        if shift == 12 {
+            break (entry, table);
+        }
+        if entry & PS != 0 {
+            // Bit 12 is the PAT bit; the others must be zero.
+            let inner = ((1u64 << shift) - 1) & ADDR;
+            if shift == 39 || entry & inner & !(1 << 12) != 0 {
+                return None;
+            }
+            break (entry, table & !inner);
+        }
+        shift -= 9;
+    };
+    let user = ctx.cpl == 3 && !implicit_supervisor;
+    let mut wanted = A | if user { US } else { 0 };
+    if access == Access::Write {
+        wanted |= RW;
+        if entry & D == 0 {
+            return None;
+        }
+    }
+    let guarded = !user && all & US != 0 && ctx.cr4 & (Cr4::SMEP | Cr4::SMAP).bits() != 0;
+    let no_execute = any & NX != 0 && (access == Access::Execute || ctx.efer & Efer::NXE.bits() == 0);
+    if all & wanted != wanted || guarded || no_execute {
+        return None;
+    }
+    Some(Gpa(frame | gva.0 & ((1 << shift) - 1)))
+}
+
+/// The last page of 64-bit code whose instruction was emulated, for whoever emulates the same few instructions again and again.
+///
+/// Not a TLB: every look-up reads the table entries again, and counts only if they are what they were. It spares finding them and judging
+/// what they say, and nothing that the guest does to its tables goes unnoticed. Rights are judged by the walk alone: the CPU has just
+/// fetched the instruction itself.
+#[derive(Clone, Debug)]
+pub struct FetchCache {
+    cr3: u64,
+    /// Linear address of the page.
+    page: u64,
+    /// Entries and what they held; the last ones again if there were fewer.
+    entries: [(Gpa, u64); 4],
+    frame: u64,
+}
+
+impl FetchCache {
+    /// Knows nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        // No page has an odd address.
+        Self { cr3: 0, page: 1, entries: [(Gpa(0), 0); 4], frame: 0 }
+    }
+
+    /// Must be called when CR4.LA57 may have changed.
+    pub fn forget(&mut self) {
+        *self = Self::new();
+    }
+
+    /// Where the CPU, in 64-bit mode, has just executed code at `gva`; `None` if that has to be found by a [`FetchCache::walk`].
+    #[inline(never)]
+    #[must_use]
+    pub fn find<M: GuestMemory + ?Sized>(&self, memory: &M, cr3: u64, gva: Gva) -> Option<Gpa> {
+        let (page, offset) = (gva.0 & !0xfff, gva.0 & 0xfff);
+        let same = |entry: &(Gpa, u64)| memory.read_entry(entry.0) == Some(entry.1);
+        let [a, b, c, d] = &self.entries;
+        (self.page == page && self.cr3 == cr3 && same(a) && same(b) && same(c) && same(d)).then_some(Gpa(self.frame | offset))
+    }
+
+    /// What [`translate_quickly`] gives for the fetch of code at `gva`; remembered for [`FetchCache::find`].
+    #[inline(never)]
+    pub fn walk<M: GuestMemory + ?Sized>(&mut self, memory: &M, ctx: &PagingContext, gva: Gva) -> Option<Gpa> {
+        let mut entries = [(Gpa(0), 0); 4];
+        let mut level = 0;
+        let gpa = walk_quickly(memory, ctx, gva, Access::Execute, false, |at, held| {
+            for slot in entries.iter_mut().skip(level) {
+                *slot = (at, held);
+            }
+            level += 1;
+        })?;
+        *self = Self { cr3: ctx.cr3, page: gva.0 & !0xfff, entries, frame: gpa.0 & !0xfff };
+        Some(gpa)
+    }
+}
+
+impl Default for FetchCache {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Translates `gva` for an access of the given kind, checking rights as the CPU would and setting accessed/dirty bits.
 ///
 /// `implicit_supervisor`: a system access (descriptor tables, TSS), made at CPL 0 whatever the CPL is.
@@ -324,5 +452,63 @@ mod tests {
         ctx.rflags |= crate::Rflags::AC.bits();
         assert!(translate(&ram, &ctx, Gva(0), Access::Read, false).is_ok());
         assert!(translate(&ram, &ctx, Gva(0), Access::Read, true).is_err(), "implicit accesses ignore AC");
+    }
+
+    /// Whatever the entries and the context, the quick way gives what the full walk gives, or nothing.
+    #[test]
+    fn the_quick_way_agrees_with_the_full_walk() {
+        let mut state = 1u64;
+        let mut random = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let (mut quick, mut refused, mut hits) = (0, 0, 0);
+        let mut cache = FetchCache::new();
+        for _ in 0..200_000 {
+            let ram = Ram::new(0x10000);
+            let r = random();
+            // Mostly sane entries, with one bit or two turned over now and then.
+            for table in [0x1000u64, 0x2000, 0x3000, 0x4000] {
+                let next = if table == 0x4000 { 0x9000 } else { table + 0x1000 };
+                let flip = |n: u64| if n.is_multiple_of(3) { 1u64 << (n >> 8 & 63) } else { 0 };
+                let large = if random().is_multiple_of(5) { PS } else { 0 };
+                let keep = if large != 0 && table != 0x4000 { !0x1f_f000 } else { !0 };
+                let entry = (next & keep | P | RW | US | A | D | large) ^ flip(random()) ^ flip(random());
+                ram.put(table + 8 * (r & 1), entry);
+            }
+            let index = r & 1;
+            let gva = Gva((index << 39 | index << 30 | index << 21 | index << 12 | r >> 20 & 0xfff)
+                ^ if r >> 33 & 15 == 0 { 1 << 47 } else { 0 });
+            let pick = |bit: u32, flag: u64| if r >> bit & 1 != 0 { flag } else { 0 };
+            let ctx = PagingContext {
+                cr0: (Cr0::PE | Cr0::PG).bits() | pick(40, Cr0::WP.bits()),
+                cr4: Cr4::PAE.bits() | pick(41, Cr4::SMEP.bits()) | pick(42, Cr4::SMAP.bits()),
+                efer: (Efer::LME | Efer::LMA).bits() | pick(43, Efer::NXE.bits()),
+                rflags: 2 | pick(44, crate::Rflags::AC.bits()),
+                ..long_mode(if r >> 45 & 1 != 0 { 3 } else { 0 })
+            };
+            let access = [Access::Read, Access::Write, Access::Execute][(r >> 46) as usize % 3];
+            // Whatever was there before.
+            let walked = translate_quickly(&ram, &ctx, gva, Access::Execute, false);
+            if let Some(found) = cache.find(&ram, ctx.cr3, gva) {
+                // The same place, whether or not the rights are what they were.
+                assert!(walked.is_none_or(|gpa| gpa == found));
+                hits += 1;
+            } else {
+                assert_eq!(cache.walk(&ram, &ctx, gva), walked);
+                assert!(walked.is_none() || cache.find(&ram, ctx.cr3, gva) == walked);
+            }
+            let implicit = r >> 50 & 3 == 0;
+            match translate_quickly(&ram, &ctx, gva, access, implicit) {
+                Some(gpa) => {
+                    assert_eq!(translate(&ram, &ctx, gva, access, implicit), Ok(gpa), "{ctx:x?} {gva:x?} {access:?}");
+                    quick += 1;
+                }
+                None => refused += 1,
+            }
+        }
+        assert!(quick > 20_000 && refused > 20_000 && hits > 5_000, "{quick} quick, {refused} refused, {hits} fetches");
     }
 }

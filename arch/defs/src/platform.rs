@@ -52,6 +52,8 @@ pub trait Platform: Sync + 'static {
     fn create_vcpu(&self, memory: &Arc<Self::Memory>, config: &VcpuConfig) -> Result<Self::Vcpu, CreateError>;
     /// Host memory: bytes free for guests, and bytes managed in all.
     fn memory(&self) -> (u64, u64);
+    /// Bytes of the host's own allocations, which come out of the memory that [`Platform::memory`] counts a large piece at a time.
+    fn heap_in_use(&self) -> u64;
 
     /// The host's time-stamp counter.
     fn tsc(&self) -> u64;

@@ -83,6 +83,26 @@ impl Rate {
     }
 }
 
+/// Who knows the time: a [`Time`] that was read before, or a clock that is read when somebody asks. Reading one takes about as long as a
+/// simple device access, and most do not want to know.
+pub trait TimeSource {
+    fn now(&self) -> Time;
+}
+
+impl TimeSource for Time {
+    #[inline(always)]
+    fn now(&self) -> Time {
+        *self
+    }
+}
+
+impl<T: TimeSource> TimeSource for &T {
+    #[inline(always)]
+    fn now(&self) -> Time {
+        (**self).now()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,6 @@
 //! The contract that both vendors fulfil: a vCPU that runs until it has a question.
 
-use crate::{Cr0, DescriptorTable, Efer, Exception, Exit, Gprs, Resume, Segment, SegmentRegister, paging::PagingContext};
+use crate::{Cr0, DescriptorTable, Efer, Exception, Exit, Gpr, Gprs, Resume, Segment, SegmentRegister, paging::PagingContext};
 
 /// The architectural state of a vCPU as plain data: set at INIT and at start, read for dumps, later saved and migrated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
@@ -33,7 +33,7 @@ impl VcpuState {
     pub fn reset(signature: u32) -> Self {
         let data = Segment::real_mode(0, 3);
         let mut gprs = Gprs::default();
-        gprs[crate::Gpr::Rdx] = u64::from(signature);
+        gprs[Gpr::Rdx] = u64::from(signature);
         Self {
             gprs,
             rip: 0xfff0,
@@ -78,6 +78,17 @@ impl VcpuState {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UnknownMsr(pub u32);
 
+/// Who has a vCPU `V` and answers its questions.
+pub trait Owner<V> {
+    /// What an answer leads to.
+    type Outcome;
+
+    fn vcpu(&mut self) -> &mut V;
+
+    /// Answers an exit of the vCPU.
+    fn answer(&mut self, exit: Exit) -> Self::Outcome;
+}
+
 /// A virtual CPU on one vendor's hardware.
 ///
 /// Life of an entry: `load` (once, when this pCPU takes the vCPU), then any number of `run`, then `unload`. All other methods may be
@@ -88,16 +99,33 @@ pub trait Vcpu: Send {
     /// Takes that state out of this pCPU again.
     fn unload(&mut self);
 
-    /// Completes the previous exit with `resume`, enters the guest, and returns its next question.
+    /// Enters the guest, and lets the vCPU's owner answer its next question. Only while loaded.
     /// Called with host interrupts disabled; returns so, having served any host interrupt that ended the entry.
-    fn run(&mut self, resume: Resume) -> Exit;
+    ///
+    /// The answer is given here and not by the caller so that it can be inlined behind each kind of exit: what is known there, the kind,
+    /// need not be written to memory and found out again.
+    fn run<O: Owner<Self>>(owner: &mut O) -> O::Outcome
+    where
+        Self: Sized;
 
-    /// Completes the previous exit with `resume` without entering; the next [`Vcpu::run`] gets [`Resume::Retry`]. For looking at the
-    /// state after the instruction (may an interrupt be taken now?) or putting the vCPU to sleep.
+    /// Completes the last exit with `resume`, its answer. Once for each exit at most; without it, the guest executes the same
+    /// instruction again. Only while loaded.
+    ///
+    /// Made to be inlined where the kind of answer is known, so that nothing is left of [`Resume`] but the registers it writes.
     fn complete(&mut self, resume: Resume);
 
     fn gprs(&self) -> &Gprs;
     fn gprs_mut(&mut self) -> &mut Gprs;
+    /// One register, which may be cheaper to have than all.
+    #[inline]
+    fn gpr(&self, register: Gpr) -> u64 {
+        self.gprs()[register]
+    }
+    /// Writes one register.
+    #[inline]
+    fn set_gpr(&mut self, register: Gpr, value: u64) {
+        self.gprs_mut()[register] = value;
+    }
     fn rip(&self) -> u64;
     fn rflags(&self) -> u64;
     fn cr0(&self) -> u64;
@@ -116,6 +144,8 @@ pub trait Vcpu: Send {
     fn set_ymm(&mut self, index: u8, value: [u128; 2]);
     /// Current privilege level, 0..=3.
     fn cpl(&self) -> u8;
+    /// True if the guest executes 64-bit code.
+    fn in_64_bit_mode(&self) -> bool;
     /// What the guest's own paging depends on.
     fn paging(&self) -> PagingContext;
     /// Bytes of the exiting instruction, as far as the CPU supplied them (SVM decode assists); empty if it did not.

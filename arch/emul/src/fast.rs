@@ -6,10 +6,10 @@
 //! agree is what `tests/differential.rs` and `tests/devices.rs` check.
 
 use crate::{
-    Cpu, MAX_INSTRUCTION, Mode, Outcome, Privilege, Stop,
+    Cpu, MAX_INSTRUCTION, Mode, Privilege,
     machine::{Register, canonical, gpr},
 };
-use x86defs::{Access, Cr4, Gprs, Gva, PAGE_SIZE, Rflags, Segment, SegmentRegister, Width};
+use x86defs::{Access, Cr4, Gpa, Gva, PAGE_SIZE, Rflags, Segment, SegmentRegister, Width};
 
 /// What an opcode does, in one byte. Zero is the load of an operand-sized register.
 mod kind {
@@ -121,7 +121,7 @@ fn long_head<const LONG: bool>(mut rest: u64) -> Option<Head> {
 
 /// Four bytes at `at`, sign-extended.
 #[inline(always)]
-fn dword(bytes: &[u8; MAX_INSTRUCTION], at: usize) -> Option<u64> {
+fn dword(bytes: &[u8; 16], at: usize) -> Option<u64> {
     let raw = bytes.get(at..)?.first_chunk::<4>()?;
     Some(i32::from_le_bytes(*raw) as u64)
 }
@@ -138,7 +138,7 @@ struct Target {
 
 /// The target of an instruction with a ModRM byte, which does not name a register.
 #[inline(always)]
-fn by_modrm<const LONG: bool>(head: &Head, gprs: &Gprs, bytes: &[u8; MAX_INSTRUCTION], rip: u64, width: Width) -> Option<Target> {
+fn by_modrm<const LONG: bool>(head: &Head, cpu: &impl Cpu, bytes: &[u8; 16], rip: u64, width: Width) -> Option<Target> {
     let modrm = head.rest as u8;
     let mode = modrm >> 6;
     let mut length = head.at + 1;
@@ -157,7 +157,7 @@ fn by_modrm<const LONG: bool>(head: &Head, gprs: &Gprs, bytes: &[u8; MAX_INSTRUC
         length += 1;
         let index = sib >> 3 & 7 | (head.rex & 2) << 2;
         if index != 4 {
-            offset = gprs[gpr(index)] << (sib >> 6);
+            offset = cpu.gpr(gpr(index)) << (sib >> 6);
         }
         base = sib & 7;
     }
@@ -186,7 +186,7 @@ fn by_modrm<const LONG: bool>(head: &Head, gprs: &Gprs, bytes: &[u8; MAX_INSTRUC
     offset = offset.wrapping_add(displacement);
     let based = base != 5 || mode != 0;
     if based {
-        offset = offset.wrapping_add(gprs[gpr(base | (head.rex & 1) << 3)]);
+        offset = offset.wrapping_add(cpu.gpr(gpr(base | (head.rex & 1) << 3)));
     }
     if head.kind & kind::IMMEDIATE != 0 {
         if modrm & 0x38 != 0 {
@@ -200,50 +200,50 @@ fn by_modrm<const LONG: bool>(head: &Head, gprs: &Gprs, bytes: &[u8; MAX_INSTRUC
 
 /// The target of A0 to A3.
 #[inline]
-fn absolute(head: &Head, bytes: &[u8; MAX_INSTRUCTION]) -> Option<Target> {
+fn absolute(head: &Head, bytes: &[u8; 16]) -> Option<Target> {
     let low = dword(bytes, head.at)?;
     let (offset, size) = if head.narrow { (low, 4) } else { (low & 0xffff_ffff | dword(bytes, head.at + 4)? << 32, 8) };
     Some(Target { offset, stack: false, immediate: 0, length: head.at + size })
 }
 
-/// Emulates the instruction, of which `known` bytes are real, if it is a plain access. `mode` is what [`Cpu::mode`] answers.
+/// Emulates the instruction if it is a plain access. Returns where the next one is; flags do not change. `mode` is what [`Cpu::mode`] answers.
 #[inline(always)]
-pub(crate) fn run<C: Cpu>(cpu: &mut C, mode: (Mode, u32), bytes: &[u8; MAX_INSTRUCTION], known: usize) -> Option<Outcome> {
+pub(crate) fn run<C: Cpu>(cpu: &mut C, mode: (Mode, u32), bytes: &[u8; 16]) -> Option<u64> {
     let rest = u64::from_le_bytes(*bytes.first_chunk()?);
     let first = ONE_BYTE[usize::from(rest as u8)];
     // The most frequent forms have no prefix: with constants for what prefixes would say, their copy of `access` is half as long.
     match (mode, first & kind::SPECIAL == 0) {
         ((Mode::Long, _), true) => {
             let head = Head { rest: rest >> 8, at: 1, kind: first, rex: 0, operand: Width::Dword, narrow: false };
-            access::<C, true>(cpu, head, bytes, known)
+            access::<C, true>(cpu, head, bytes)
         }
         ((Mode::Protected, 32), true) => {
             let head = Head { rest: rest >> 8, at: 1, kind: first, rex: 0, operand: Width::Dword, narrow: true };
-            access::<C, false>(cpu, head, bytes, known)
+            access::<C, false>(cpu, head, bytes)
         }
         ((Mode::Long, _), false) if rest as u8 & 0xf0 == 0x40 => {
             // REX alone is the next most frequent.
             let rex = rest as u8;
             let kind = ONE_BYTE[usize::from((rest >> 8) as u8)];
             if kind & kind::SPECIAL != 0 {
-                return prefixed::<C, true>(cpu, rest, bytes, known);
+                return prefixed::<C, true>(cpu, rest, bytes);
             }
             let operand = if rex & 8 != 0 { Width::Qword } else { Width::Dword };
-            access::<C, true>(cpu, Head { rest: rest >> 16, at: 2, kind, rex, operand, narrow: false }, bytes, known)
+            access::<C, true>(cpu, Head { rest: rest >> 16, at: 2, kind, rex, operand, narrow: false }, bytes)
         }
-        ((Mode::Long, _), false) if first != kind::SPECIAL => prefixed::<C, true>(cpu, rest, bytes, known),
-        ((Mode::Protected, 32), false) if first != kind::SPECIAL => prefixed::<C, false>(cpu, rest, bytes, known),
+        ((Mode::Long, _), false) if first != kind::SPECIAL => prefixed::<C, true>(cpu, rest, bytes),
+        ((Mode::Protected, 32), false) if first != kind::SPECIAL => prefixed::<C, false>(cpu, rest, bytes),
         _ => None,
     }
 }
 
-fn prefixed<C: Cpu, const LONG: bool>(cpu: &mut C, rest: u64, bytes: &[u8; MAX_INSTRUCTION], known: usize) -> Option<Outcome> {
+fn prefixed<C: Cpu, const LONG: bool>(cpu: &mut C, rest: u64, bytes: &[u8; 16]) -> Option<u64> {
     let head = long_head::<LONG>(rest)?;
-    access::<C, LONG>(cpu, head, bytes, known)
+    access::<C, LONG>(cpu, head, bytes)
 }
 
 #[inline(always)]
-fn access<C: Cpu, const LONG: bool>(cpu: &mut C, head: Head, bytes: &[u8; MAX_INSTRUCTION], known: usize) -> Option<Outcome> {
+fn access<C: Cpu, const LONG: bool>(cpu: &mut C, head: Head, bytes: &[u8; 16]) -> Option<u64> {
     // By `kind::MEMORY`; a table, because it is a constant one without prefixes.
     let width = [head.operand, Width::Byte, Width::Word, Width::Byte][usize::from(head.kind & kind::MEMORY)];
     let rip = cpu.rip();
@@ -252,35 +252,43 @@ fn access<C: Cpu, const LONG: bool>(cpu: &mut C, head: Head, bytes: &[u8; MAX_IN
         if modrm >= 0xc0 {
             return None;
         }
-        (by_modrm::<LONG>(&head, cpu.gprs(), bytes, rip, width)?, modrm >> 3 & 7 | (head.rex & 4) << 1)
+        (by_modrm::<LONG>(&head, cpu, bytes, rip, width)?, modrm >> 3 & 7 | (head.rex & 4) << 1)
     } else {
         (absolute(&head, bytes)?, 0)
     };
     let linear = if head.narrow { target.offset & 0xffff_ffff } else { target.offset };
+    if target.length > MAX_INSTRUCTION || linear % PAGE_SIZE > PAGE_SIZE - width.bytes() as u64 {
+        return None;
+    }
+    let gpa = match cpu.operand() {
+        // What the exit was about, unless the guest has changed the instruction since. The CPU has then found nothing wrong with the access.
+        Some(gpa) if (gpa.0 ^ linear).is_multiple_of(PAGE_SIZE) => gpa,
+        _ => find::<C, LONG>(cpu, &head, &target, linear)?,
+    };
+    if head.kind & kind::STORE != 0 {
+        store(cpu, &head, width, gpa, number, target.immediate)?;
+    } else {
+        load(cpu, &head, width, gpa, number)?;
+    }
+    let next = rip.wrapping_add(target.length as u64);
+    Some(if LONG { next } else { next & 0xffff_ffff })
+}
+
+/// Where the operand is, if nothing can be wrong with the access. If something is, the full decoder finds it again and says so.
+#[cold]
+#[inline(never)]
+fn find<C: Cpu, const LONG: bool>(cpu: &mut C, head: &Head, target: &Target, linear: u64) -> Option<Gpa> {
     let flat = if LONG {
         // Within a page, the last byte is canonical if the first is.
         canonical(linear, 48) || cpu.cr4() & Cr4::LA57.bits() != 0 && canonical(linear, 57)
     } else {
         is_flat(&cpu.segment(if target.stack { SegmentRegister::Ss } else { SegmentRegister::Ds }))
     };
-    let rflags = cpu.rflags();
-    if !flat || target.length > known || linear % PAGE_SIZE > PAGE_SIZE - width.bytes() as u64 || rflags & Rflags::AC.bits() != 0
-    {
+    if !flat || cpu.rflags() & Rflags::AC.bits() != 0 {
         return None;
     }
-
-    // From here on, nothing is left to the full decoder.
-    let result = if head.kind & kind::STORE != 0 {
-        store(cpu, &head, width, linear, number, target.immediate)
-    } else {
-        load(cpu, &head, width, linear, number)
-    };
-    if let Err(stop) = result {
-        return Some(stopped(stop));
-    }
-    let next = rip.wrapping_add(target.length as u64);
-    let rip = if LONG { next } else { next & 0xffff_ffff };
-    Some(Outcome::Done { rip, rflags: rflags & !Rflags::RF.bits() })
+    let access = if head.kind & kind::STORE != 0 { Access::Write } else { Access::Read };
+    cpu.translate(Gva(linear), access, Privilege::Current).ok()
 }
 
 /// AL to R15B and, without REX, AH to BH.
@@ -293,41 +301,34 @@ const fn byte_register(number: u8, rex: u8) -> Register {
 }
 
 #[inline(always)]
-fn load<C: Cpu>(cpu: &mut C, head: &Head, width: Width, linear: u64, number: u8) -> Result<(), Stop> {
-    let gpa = cpu.translate(Gva(linear), Access::Read, Privilege::Current)?;
-    let mut value = cpu.read(gpa, width)?;
+fn load<C: Cpu>(cpu: &mut C, head: &Head, width: Width, gpa: Gpa, number: u8) -> Option<()> {
+    let mut value = cpu.read(gpa, width).ok()?;
     if head.kind & kind::BYTE_REGISTER != 0 {
         byte_register(number, head.rex).set(cpu.gprs_mut(), value);
-        return Ok(());
+        return Some(());
     }
     if head.kind & kind::SIGN_EXTEND != 0 {
         value = crate::alu::sign_extend(width, value) & head.operand.mask();
     }
-    let slot = &mut cpu.gprs_mut()[gpr(number)];
+    let register = gpr(number);
+    if head.operand == Width::Word {
+        value |= cpu.gpr(register) & !0xffff;
+    }
     // The value is zero above the register's width, as 32-bit and 64-bit loads leave the register.
-    *slot = if head.operand == Width::Word { *slot & !0xffff | value } else { value };
-    Ok(())
+    cpu.set_gpr(register, value);
+    Some(())
 }
 
 #[inline(always)]
-fn store<C: Cpu>(cpu: &mut C, head: &Head, width: Width, linear: u64, number: u8, immediate: u64) -> Result<(), Stop> {
-    let gpa = cpu.translate(Gva(linear), Access::Write, Privilege::Current)?;
+fn store<C: Cpu>(cpu: &mut C, head: &Head, width: Width, gpa: Gpa, number: u8, immediate: u64) -> Option<()> {
     let value = if head.kind & kind::IMMEDIATE != 0 {
         immediate
     } else if head.kind & kind::BYTE_REGISTER != 0 {
         byte_register(number, head.rex).get(cpu.gprs())
     } else {
-        cpu.gprs()[gpr(number)] & width.mask()
+        cpu.gpr(gpr(number)) & width.mask()
     };
-    cpu.write(gpa, width, value)
-}
-
-#[cold]
-fn stopped(stop: Stop) -> Outcome {
-    match stop {
-        Stop::Fault(exception) => Outcome::Fault(exception),
-        Stop::Abort => Outcome::Abort,
-    }
+    cpu.write(gpa, width, value).ok()
 }
 
 /// Base 0, limit 4 GiB, present, writable, expand-up data: no check can fail.

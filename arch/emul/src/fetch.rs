@@ -32,11 +32,6 @@ impl Code {
         self.bytes.get(..self.len).unwrap_or(&self.bytes)
     }
 
-    /// All 15 bytes, zero where they are not known.
-    pub(crate) fn padded(&self) -> &[u8; MAX_INSTRUCTION] {
-        &self.bytes
-    }
-
     /// Fetches on: to the end of the page that the next byte lies in, or to 15 bytes. Called only if the bytes so far do not
     /// make an instruction, so a fault is one that the CPU would meet too. With 15 bytes there already, the instruction is too
     /// long: #GP(0).

@@ -38,7 +38,7 @@ mod vector;
 use fetch::Code;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 use machine::{Done, Halt, Machine};
-use x86defs::{Access, Cr0, DescriptorTable, Efer, Exception, Gpa, Gprs, Gva, Rflags, Segment, SegmentRegister, Width};
+use x86defs::{Access, Cr0, DescriptorTable, Efer, Exception, Gpa, Gpr, Gprs, Gva, Rflags, Segment, SegmentRegister, Width};
 
 /// Why a callback did not do what it was asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -151,6 +151,16 @@ pub trait Cpu {
 
     fn gprs(&self) -> &Gprs;
     fn gprs_mut(&mut self) -> &mut Gprs;
+    /// One register; override it if some are cheaper to have than others.
+    #[inline]
+    fn gpr(&self, register: Gpr) -> u64 {
+        self.gprs()[register]
+    }
+    /// Writes one register.
+    #[inline]
+    fn set_gpr(&mut self, register: Gpr, value: u64) {
+        self.gprs_mut()[register] = value;
+    }
     fn rip(&self) -> u64;
     fn rflags(&self) -> u64;
     fn cr0(&self) -> u64;
@@ -171,8 +181,26 @@ pub trait Cpu {
     /// Sets accessed and dirty bits. [`Access::Write`] is also asked for when the instruction reads first and writes then.
     fn translate(&mut self, gva: Gva, access: Access, privilege: Privilege) -> Result<Gpa, Stop>;
 
+    /// The 15 bytes at RIP (and one that is not looked at), if they can be had without ado: all in one page of RAM that may be
+    /// executed. Spares what [`Cpu::translate`] and [`Cpu::fetch`] do for one that has something special about it. `mode` is what
+    /// [`Cpu::mode`] answers.
+    #[inline]
+    fn instruction(&mut self, _mode: Mode) -> Option<[u8; 16]> {
+        None
+    }
+
+    /// What the exit was about, if it was one access to device memory: an instruction with a single memory operand must mean this
+    /// address. Spares the translation of the operand, which the CPU has made already.
+    #[inline]
+    fn operand(&self) -> Option<Gpa> {
+        None
+    }
+
     /// Copies instruction bytes out of RAM. Never crosses a page, never touches a device: if `gpa` is not RAM, abort.
     fn fetch(&mut self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Stop>;
+
+    /// Copies RAM. False, with `buf` as it was, if not all of it is RAM. Never crosses a page.
+    fn read_ram(&mut self, gpa: Gpa, buf: &mut [u8]) -> bool;
 
     /// Reads `width` bytes of RAM or of a device; the result is zero above `width`. Never crosses a page, but may be misaligned.
     fn read(&mut self, gpa: Gpa, width: Width) -> Result<u64, Stop>;
@@ -202,15 +230,23 @@ pub trait Cpu {
     /// Writes YMM register `index` and clears the bits above 255 (VEX). Called only after `vector` has answered.
     fn set_ymm(&mut self, index: u8, value: [u128; 2]);
 
-    /// The mode and the code segment's default operand and address size in bits. Derived from the registers; override it if
-    /// there is a cheaper way to know.
+    /// The mode and the code segment's default operand and address size in bits.
     #[inline]
     fn mode(&self) -> (Mode, u32) {
+        if self.in_64_bit_mode() { (Mode::Long, 64) } else { self.legacy_mode() }
+    }
+
+    /// True if the processor executes 64-bit code. Derived from the registers; override it if there is a cheaper way to know.
+    #[inline]
+    fn in_64_bit_mode(&self) -> bool {
+        self.efer() & Efer::LMA.bits() != 0 && self.segment(SegmentRegister::Cs).attributes.long()
+    }
+
+    /// [`Cpu::mode`] of all but 64-bit code.
+    #[doc(hidden)]
+    fn legacy_mode(&self) -> (Mode, u32) {
         let cs = self.segment(SegmentRegister::Cs).attributes;
         let long_mode = self.efer() & Efer::LMA.bits() != 0;
-        if long_mode && cs.long() {
-            return (Mode::Long, 64);
-        }
         let size = if cs.big() { 32 } else { 16 };
         if self.cr0() & Cr0::PE.bits() == 0 {
             // CS keeps its D bit between clearing PE and the far jump that follows.
@@ -237,23 +273,38 @@ pub fn init() {
 /// hold a whole instruction, the rest is fetched through [`Cpu::translate`] and [`Cpu::fetch`], and a #PF or #GP met there is
 /// the outcome; a second page is touched only if the instruction really reaches into it.
 pub fn emulate<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Outcome {
-    let mode = cpu.mode();
-    if let Some(known) = bytes.first_chunk()
-        && let Some(outcome) = fast::run(cpu, mode, known, MAX_INSTRUCTION)
-    {
-        return outcome;
+    match plain_access(cpu, bytes) {
+        Some(rip) => Outcome::Done { rip, rflags: cpu.rflags() & !Rflags::RF.bits() },
+        None => with_ado(cpu, bytes),
     }
+}
+
+/// The part of [`emulate`] for what drivers do nearly always: an instruction that makes one plain access, and whose bytes are all known or
+/// easily had. Returns RIP after it; no flag changes, but RF is to be cleared. `None` with nothing touched if it is not one;
+/// [`with_ado`] knows what to do then.
+#[inline(always)]
+pub fn plain_access<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Option<u64> {
+    let mode = cpu.mode();
+    let known = if bytes.is_empty() {
+        cpu.instruction(mode.0)?
+    } else {
+        let mut known = [0; 16];
+        known.first_chunk_mut::<MAX_INSTRUCTION>()?.copy_from_slice(bytes.first_chunk::<MAX_INSTRUCTION>()?);
+        known
+    };
+    fast::run(cpu, mode, &known)
+}
+
+/// The rest of [`emulate`], which knows every instruction.
+#[inline(never)]
+pub fn with_ado<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Outcome {
+    let mode = cpu.mode();
     let mut machine = Machine::new(cpu, mode);
     let mut code = Code::new(bytes);
     if bytes.is_empty()
         && let Err(halt) = code.extend(&mut machine)
     {
         return outcome(&machine, &code, Err(halt));
-    }
-    if bytes.len() < MAX_INSTRUCTION
-        && let Some(outcome) = fast::run(machine.cpu, mode, code.padded(), code.as_slice().len())
-    {
-        return outcome;
     }
     general(&mut machine, &mut code)
 }

@@ -259,8 +259,42 @@ struct Run {
 }
 
 impl Run {
+    /// Elements that go out of RAM in ascending order, which is what drivers do: many are read at once. The rest, if any, is left.
+    fn put_out<C: Cpu>(&mut self, m: &mut Machine<'_, C>, width: Width) -> Done {
+        let Some(mut from) = self.source.as_ref().and_then(Place::address) else { return Ok(()) };
+        let mut buffer = [0; 64];
+        while self.done < self.count {
+            let most = (buffer.len() / width.bytes()) as u64;
+            let elements = most.min(self.count - self.done) as usize;
+            let Some(block) = buffer.get_mut(..elements * width.bytes()) else { break };
+            if !m.cpu.read_ram(from, block) {
+                break;
+            }
+            from = from.wrapping_add(block.len() as u64);
+            if width == Width::Byte {
+                for &byte in &*block {
+                    m.cpu.port_out(self.port, width, u32::from(byte))?;
+                    self.done += 1;
+                }
+                continue;
+            }
+            for element in block.chunks_exact(width.bytes()) {
+                let value = element.iter().rfold(0, |value, &byte| value << 8 | u32::from(byte));
+                m.cpu.port_out(self.port, width, value)?;
+                self.done += 1;
+            }
+        }
+        if let Some(source) = &mut self.source {
+            source.shift(self.step * self.done);
+        }
+        Ok(())
+    }
+
     /// True if the condition of REPE or REPNE has ended the instruction.
     fn execute<C: Cpu>(&mut self, m: &mut Machine<'_, C>, op: StringOp) -> Done<bool> {
+        if op.kind == Kind::Outs && self.step == op.width.bytes() as u64 {
+            self.put_out(m, op.width)?;
+        }
         let accumulator = Register::new(Gpr::Rax, op.width);
         let nowhere = Place::in_page(Gpa(0), 0);
         let mut source = self.source.unwrap_or(nowhere);

@@ -1,6 +1,8 @@
-//! The host's console: up to two serial ports and a display, as one.
+//! The host's console: up to two serial ports, a display and a keyboard, as one.
 
 pub mod framebuffer;
+mod i8042;
+mod keyboard;
 mod ring;
 pub mod serial;
 mod terminal;
@@ -14,6 +16,8 @@ use alloc::{vec, vec::Vec};
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use framebuffer::FrameBuffer;
+use i8042::Controller;
+use keyboard::Keyboard;
 use ring::Ring;
 use serial::{NoUart, Ports, SerialConfig, Uart};
 use spin::{Mutex, MutexGuard};
@@ -25,6 +29,38 @@ use x86defs::Hpa;
 const WHOLE: usize = 4096;
 /// Bytes typed that nobody has read yet.
 const RECEIVE_RING: usize = 1024;
+
+/// The keyboard and its controller.
+struct HostKeyboard {
+    controller: Controller<Ports>,
+    keyboard: Keyboard,
+    /// It has no interrupt.
+    polled: bool,
+}
+
+impl HostKeyboard {
+    fn service(&mut self) {
+        let Self { controller, keyboard, .. } = self;
+        let mut input = INPUT.lock();
+        // Of what nobody reads, the newest is lost: whoever types sees that nothing happens.
+        controller.service(|code| {
+            for byte in keyboard.byte(code) {
+                input.push(byte);
+            }
+        });
+    }
+}
+
+/// How well the keyboard goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KeyboardFound {
+    /// There is no keyboard controller.
+    None,
+    /// By interrupts.
+    Interrupts,
+    /// There is a controller, but no way for its interrupt: it is looked at when a timer fires.
+    Polled,
+}
 
 /// What there is to show text on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,6 +122,8 @@ impl Output {
 /// Taken before [`DISPLAY`] and [`INPUT`].
 static OUTPUT: Mutex<Output> = Mutex::new(Output { ports: [Port::new(), Port::new()], set_up: false });
 static DISPLAY: Mutex<Option<Shown>> = Mutex::new(None);
+/// Taken before [`INPUT`].
+static KEYBOARD: Mutex<Option<HostKeyboard>> = Mutex::new(None);
 static INPUT: Mutex<Ring<RECEIVE_RING>> = Mutex::new(Ring::new());
 /// A port has stopped receiving because [`INPUT`] was full.
 static INPUT_WAITS: AtomicBool = AtomicBool::new(false);
@@ -127,6 +165,25 @@ pub fn enable_interrupts(overrides: &[InterruptOverride]) -> ArrayVec<u8, 2> {
     failed
 }
 
+/// Takes input from a PS/2 keyboard, or what passes for one, if there is one.
+pub fn init_keyboard(overrides: &[InterruptOverride]) -> KeyboardFound {
+    const IRQ: u8 = 1;
+    let mut slot = KEYBOARD.lock();
+    let mut controller = Controller::new();
+    let Ok(codes) = controller.init() else { return KeyboardFound::None };
+    trap::set_handler(vectors::KEYBOARD, keyboard_interrupt);
+    let interrupts = apic::route_isa(IRQ, overrides, vectors::KEYBOARD).is_ok() && controller.enable_interrupts().is_ok();
+    *slot = Some(HostKeyboard { controller, keyboard: Keyboard::new(codes), polled: !interrupts });
+    if interrupts { KeyboardFound::Interrupts } else { KeyboardFound::Polled }
+}
+
+fn keyboard_interrupt() {
+    if let Some(keyboard) = KEYBOARD.lock().as_mut() {
+        keyboard.service();
+    }
+    apic::end_of_interrupt();
+}
+
 fn service(output: &mut Output, only_polled: bool) {
     let mut input = INPUT.lock();
     for port in output.active().filter(|p| !only_polled || p.uart.polled()) {
@@ -140,10 +197,15 @@ fn interrupt() {
     apic::end_of_interrupt();
 }
 
-/// Serves ports that have no interrupt. Called on every timer interrupt.
+/// Serves what has no interrupt. Called on every timer interrupt.
 pub fn poll() {
     if let Some(mut output) = OUTPUT.try_lock() {
         service(&mut output, true);
+    }
+    if let Some(mut slot) = KEYBOARD.try_lock()
+        && let Some(keyboard) = slot.as_mut().filter(|keyboard| keyboard.polled)
+    {
+        keyboard.service();
     }
 }
 
@@ -224,7 +286,7 @@ fn seize() -> MutexGuard<'static, Output> {
     OUTPUT.lock()
 }
 
-/// Takes one byte typed on a serial console.
+/// Takes one byte typed on a serial console or on the keyboard.
 pub fn read() -> Option<u8> {
     let byte = INPUT.lock().pop();
     if byte.is_none() && INPUT_WAITS.swap(false, Ordering::Relaxed) {

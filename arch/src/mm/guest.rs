@@ -266,6 +266,8 @@ pub struct GuestRam<B: Backing = Frames> {
     ranges: Vec<RamRange>,
     /// Ascending and disjoint.
     chunks: Vec<Chunk>,
+    /// A copy of the largest one: most page tables and most code are there.
+    largest: Chunk,
     table: Option<Stage2<B>>,
     backing: B,
 }
@@ -295,9 +297,18 @@ impl<B: Backing> GuestRam<B> {
             return Err(short(&backing));
         }
         let table = Stage2::new(format, backing.clone(), largest).ok_or_else(|| short(&backing))?;
-        let mut ram = Self { ranges: ranges.to_vec(), chunks: Vec::new(), table: Some(table), backing };
+        let mut ram = Self {
+            ranges: ranges.to_vec(),
+            chunks: Vec::new(),
+            largest: Chunk { gpa: Gpa(0), size: 0, hpa: Hpa(0) },
+            table: Some(table),
+            backing,
+        };
         for range in ranges {
             ram.populate(range, largest).map_err(|()| short(&ram.backing))?;
+        }
+        if let Some(largest) = ram.chunks.iter().max_by_key(|c| c.size) {
+            ram.largest = *largest;
         }
         Ok(ram)
     }
@@ -320,6 +331,19 @@ impl<B: Backing> GuestRam<B> {
 
     /// A piece of host memory for up to `left` bytes of guest RAM at `gpa`, as long and as well aligned as can be had.
     fn allocate(&self, gpa: Gpa, left: u64, largest: PageSize) -> Option<Chunk> {
+        // All in one piece, if there is one that lies to large pages as the guest's addresses do.
+        let whole =
+            [PageSize::Size1G, PageSize::Size2M].into_iter().filter(|p| *p <= largest && left >= p.bytes()).find_map(|page| {
+                let before = gpa.0 % page.bytes();
+                let start = self.backing.allocate_block((before + left) / PAGE_SIZE, page.bytes() / PAGE_SIZE)?;
+                if before != 0 {
+                    self.backing.free_block(start, before / PAGE_SIZE);
+                }
+                Some(Chunk { gpa, size: left, hpa: Hpa(start.0 + before) })
+            });
+        if whole.is_some() {
+            return whole;
+        }
         [PageSize::Size1G, PageSize::Size2M, PageSize::Size4K].into_iter().filter(|p| *p <= largest).find_map(|page| {
             let unit = page.bytes();
             if !gpa.is_aligned(unit) || left < unit {
@@ -352,10 +376,26 @@ impl<B: Backing> GuestRam<B> {
     }
 
     /// The chunk that holds `gpa`.
-    #[inline]
     fn chunk(&self, gpa: Gpa) -> Option<&Chunk> {
         let after = self.chunks.partition_point(|c| c.gpa <= gpa);
         self.chunks.get(after.wrapping_sub(1)).filter(|c| gpa.0 - c.gpa.0 < c.size)
+    }
+
+    /// Where the host sees the `len` bytes at `gpa`; `None` if they are not in one chunk.
+    #[inline(always)]
+    fn place(&self, gpa: Gpa, len: u64) -> Option<*const u8> {
+        let offset = gpa.0.wrapping_sub(self.largest.gpa.0);
+        if offset < self.largest.size && (len == 1 || len <= self.largest.size - offset) {
+            return Some(self.backing.to_virt(Hpa(self.largest.hpa.0 + offset)).cast_const());
+        }
+        self.search(gpa, len)
+    }
+
+    #[cold]
+    fn search(&self, gpa: Gpa, len: u64) -> Option<*const u8> {
+        let chunk = self.chunk(gpa)?;
+        let offset = gpa.0 - chunk.gpa.0;
+        (len <= chunk.size - offset).then(|| self.backing.to_virt(Hpa(chunk.hpa.0 + offset)).cast_const())
     }
 
     /// Calls `f` with (host address, offset, length) for each contiguous piece of `[gpa, gpa + len)`, once all of it is known to be RAM.
@@ -430,6 +470,25 @@ impl<B: Backing> GuestMemory for GuestRam<B> {
     fn ranges(&self) -> &[RamRange] {
         &self.ranges
     }
+
+    #[inline(always)]
+    fn read_entry(&self, gpa: Gpa) -> Option<u64> {
+        // Chunks are whole pages, so where an aligned entry begins, there is all of it.
+        let from = self.place(Gpa(gpa.0 & !7), 1)?.cast::<u64>();
+        // SAFETY: eight bytes of this guest's RAM.
+        Some(unsafe { load(from) })
+    }
+
+    #[inline(always)]
+    fn read_block(&self, gpa: Gpa) -> Option<[u8; 16]> {
+        let from = self.place(gpa, 16)?.cast::<u64>();
+        // SAFETY: sixteen bytes of this guest's RAM.
+        let halves = unsafe { [load(from), load(from.add(1))] };
+        let mut block = [0; 16];
+        block[..8].copy_from_slice(&halves[0].to_le_bytes());
+        block[8..].copy_from_slice(&halves[1].to_le_bytes());
+        Some(block)
+    }
 }
 
 impl<B: Backing> Drop for GuestRam<B> {
@@ -447,6 +506,18 @@ impl<B: Backing> Drop for GuestRam<B> {
 
 // Guest memory changes under us, so every access is volatile or assembly: the compiler must neither assume that two reads agree nor read twice.
 // Aligned accesses of 1, 2, 4 and 8 bytes are one instruction, hence single-copy atomic (SDM vol. 3A, 10.1.1).
+
+/// Reads eight bytes of guest memory at any address, in one instruction.
+///
+/// # Safety
+/// `from` is valid for eight bytes.
+#[inline(always)]
+unsafe fn load(from: *const u64) -> u64 {
+    let value;
+    // SAFETY: the caller's.
+    unsafe { asm!("mov {}, [{}]", out(reg) value, in(reg) from, options(nostack, preserves_flags, readonly)) };
+    value
+}
 
 /// Copies `n` bytes out of guest memory.
 ///

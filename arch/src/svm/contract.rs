@@ -7,7 +7,7 @@ use super::{
 };
 use core::fmt;
 use x86defs::{
-    Efer, Exception, Exit, Gprs, Resume, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuState, paging::PagingContext,
+    Efer, Exception, Gprs, Owner, Resume, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuState, paging::PagingContext,
 };
 
 impl Vcpu for SvmVcpu {
@@ -18,11 +18,11 @@ impl Vcpu for SvmVcpu {
         self.leave_cpu();
     }
 
-    #[inline]
-    fn run(&mut self, resume: Resume) -> Exit {
-        self.round(resume)
+    #[inline(always)]
+    fn run<O: Owner<Self>>(owner: &mut O) -> O::Outcome {
+        Self::round(owner)
     }
-    #[inline]
+    #[inline(always)]
     fn complete(&mut self, resume: Resume) {
         self.finish(resume);
     }
@@ -79,6 +79,11 @@ impl Vcpu for SvmVcpu {
     fn cpl(&self) -> u8 {
         length::cpl(&self.vmcb.save)
     }
+    #[inline]
+    fn in_64_bit_mode(&self) -> bool {
+        length::long_code(&self.vmcb.save)
+    }
+    #[inline]
     fn paging(&self) -> PagingContext {
         length::paging_context(&self.vmcb.save)
     }

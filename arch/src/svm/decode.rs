@@ -1,11 +1,11 @@
-//! From a VMCB to a question: pure functions over the raw fields.
+//! From a VMCB to a question: functions over the raw fields.
 //!
 //! Manual: AMD64 Architecture Programmer's Manual vol. 2, 24593 rev. 3.42, 15.7 to 15.14 and appendix C.
 
 use super::vmcb::{Control, exit_code};
 use crate::{event::Event, vcpu::Question};
 use x86defs::{
-    Access, ControlRegister, EntryFailure, Exception, Exit, Gpa, Gpr, Gprs, TaskSwitch, TaskSwitchReason, Width, vector,
+    Access, ControlRegister, EntryFailure, Exception, Exit, Gpa, Gpr, Gprs, Owner, TaskSwitch, TaskSwitchReason, Width, vector,
 };
 
 /// Where the exiting instruction ends; for MOV to or from CR also the register that it names in ModRM.rm, and whether it is 64-bit code.
@@ -16,98 +16,145 @@ pub struct Extent {
     pub long: bool,
 }
 
-/// Turns the exit that the CPU has written to `control` into a question, and notes in `question` what its answer will need.
-///
-/// `measure` is asked for the extent of the instruction, given the exit code, only for exits whose answer completes it. `host` is asked
-/// for exits that are not the guest's question but the host's own business: an interrupt, an NMI, a machine check.
+/// What decoding needs of a vCPU.
+pub trait Source {
+    fn control(&self) -> &Control;
+    fn gprs(&self) -> &Gprs;
+    /// What the answer will need is noted here.
+    fn question(&mut self) -> &mut Question;
+    /// The extent of the instruction that has made the exit `code`. Asked only for exits whose answer completes it.
+    fn extent(&mut self, code: u32) -> Extent;
+    /// Called for exits that are not the guest's question but the host's own business: an interrupt, an NMI, a machine check.
+    fn serve(&mut self, code: u32) -> Exit;
+}
+
+/// Turns the exit that the CPU has written to the VMCB into a question, and has it answered.
 #[inline(always)]
-pub fn decode(
-    control: &Control,
-    gprs: &Gprs,
-    question: &mut Question,
-    measure: impl FnOnce(u32) -> Extent,
-    host: impl FnOnce(u32) -> Exit,
-) -> Exit {
-    let code = control.exit_code as u32;
+pub fn decode<V: Source, O: Owner<V>>(owner: &mut O) -> O::Outcome {
+    let vcpu = owner.vcpu();
+    let code = vcpu.control().exit_code as u32;
     match code {
         exit_code::CPUID => {
-            question.next_rip = measure(code).next_rip;
-            Exit::Cpuid { leaf: gprs.get32(Gpr::Rax), subleaf: gprs.get32(Gpr::Rcx) }
+            measure_at(vcpu, code);
+            let gprs = vcpu.gprs();
+            let (leaf, subleaf) = (gprs.get32(Gpr::Rax), gprs.get32(Gpr::Rcx));
+            owner.answer(Exit::Cpuid { leaf, subleaf })
         }
-        exit_code::IOIO => io(control, gprs, question),
+        exit_code::IOIO => io(owner),
         exit_code::MSR => {
-            question.next_rip = measure(code).next_rip;
+            measure_at(vcpu, code);
+            let gprs = vcpu.gprs();
             let index = gprs.get32(Gpr::Rcx);
-            if control.exit_info1 & 1 == 0 { Exit::MsrRead { index } } else { Exit::MsrWrite { index, value: gprs.edx_eax() } }
+            if vcpu.control().exit_info1 & 1 == 0 {
+                owner.answer(Exit::MsrRead { index })
+            } else {
+                let value = gprs.edx_eax();
+                owner.answer(Exit::MsrWrite { index, value })
+            }
         }
-        exit_code::NPF => Exit::Stage2Fault { gpa: Gpa(control.exit_info2), access: npf_access(control.exit_info1) },
+        exit_code::NPF => {
+            let control = vcpu.control();
+            let (gpa, info) = (Gpa(control.exit_info2), control.exit_info1);
+            if info & NPF_TABLE != 0 {
+                return tell(owner, Exit::TableFault { gpa });
+            }
+            owner.answer(Exit::Stage2Fault { gpa, access: npf_access(info) })
+        }
         exit_code::HLT => {
-            question.next_rip = measure(code).next_rip;
-            Exit::Hlt
-        }
-        exit_code::VINTR => Exit::InterruptWindow,
-        exit_code::PAUSE => {
-            question.next_rip = measure(code).next_rip;
-            Exit::Pause
+            measure_at(vcpu, code);
+            owner.answer(Exit::Hlt)
         }
         exit_code::VMMCALL => {
-            question.next_rip = measure(code).next_rip;
-            Exit::Hypercall
+            measure_at(vcpu, code);
+            owner.answer(Exit::Hypercall)
         }
-        exit_code::RDTSC | exit_code::RDTSCP => {
-            question.next_rip = measure(code).next_rip;
-            Exit::Rdtsc
-        }
-        exit_code::INVD | exit_code::WBINVD => {
-            question.next_rip = measure(code).next_rip;
-            Exit::CacheFlush
-        }
-        exit_code::XSETBV => {
-            question.next_rip = measure(code).next_rip;
-            Exit::Xsetbv { index: gprs.get32(Gpr::Rcx), value: gprs.edx_eax() }
-        }
-        exit_code::RDPMC => {
-            question.next_rip = measure(code).next_rip;
-            Exit::Rdpmc { index: gprs.get32(Gpr::Rcx) }
-        }
-        exit_code::CR0_READ..=exit_code::CR15_WRITE => control_access(code, gprs, question, measure(code)),
-        exit_code::INTR..=exit_code::INIT | exit_code::IRET | exit_code::EXCEPTION_MC => host(code),
-        exit_code::EXCEPTION..=exit_code::EXCEPTION_LAST => Exit::Exception(exception(code, control)),
-        exit_code::SHUTDOWN => Exit::TripleFault,
-        exit_code::TASK_SWITCH => Exit::TaskSwitch(task_switch(control)),
+        exit_code::VINTR => owner.answer(Exit::InterruptWindow),
+        _ => seldom(owner, code),
+    }
+}
+
+#[inline(always)]
+fn measure_at<V: Source>(vcpu: &mut V, code: u32) {
+    vcpu.question().next_rip = vcpu.extent(code).next_rip;
+}
+
+/// Has a question answered that comes seldom enough to be kept out of the way of the others.
+#[inline(never)]
+pub fn tell<V, O: Owner<V>>(owner: &mut O, exit: Exit) -> O::Outcome {
+    owner.answer(exit)
+}
+
+#[inline(never)]
+fn seldom<V: Source, O: Owner<V>>(owner: &mut O, code: u32) -> O::Outcome {
+    let exit = seldom_question(owner.vcpu(), code);
+    tell(owner, exit)
+}
+
+fn seldom_question<V: Source>(vcpu: &mut V, code: u32) -> Exit {
+    let control = vcpu.control();
+    match code {
+        exit_code::INTR..=exit_code::INIT | exit_code::IRET | exit_code::EXCEPTION_MC => return vcpu.serve(code),
+        exit_code::EXCEPTION..=exit_code::EXCEPTION_LAST => return Exit::Exception(exception(code, control)),
+        exit_code::SHUTDOWN => return Exit::TripleFault,
+        exit_code::TASK_SWITCH => return Exit::TaskSwitch(task_switch(control)),
         exit_code::INVLPGA
         | exit_code::VMRUN
         | exit_code::VMLOAD..=exit_code::SKINIT
         | exit_code::MONITOR..=exit_code::MWAIT_ARMED
-        | exit_code::RDPRU => Exit::UndefinedInstruction,
-        exit_code::INVALID => Exit::EntryFailed(EntryFailure { code: control.exit_code, info: control.exit_info1 }),
-        _ => Exit::Unknown { code: control.exit_code, info: control.exit_info1 },
+        | exit_code::RDPRU => return Exit::UndefinedInstruction,
+        exit_code::INVALID => {
+            return Exit::EntryFailed(EntryFailure { code: control.exit_code, info: control.exit_info1 });
+        }
+        exit_code::CR0_READ..=exit_code::CR15_WRITE => {
+            let extent = vcpu.extent(code);
+            return control_access(code, vcpu, extent);
+        }
+        _ => {}
     }
+    let unknown = Exit::Unknown { code: control.exit_code, info: control.exit_info1 };
+    let gprs = vcpu.gprs();
+    let exit = match code {
+        exit_code::PAUSE => Exit::Pause,
+        exit_code::RDTSC | exit_code::RDTSCP => Exit::Rdtsc,
+        exit_code::INVD | exit_code::WBINVD => Exit::CacheFlush,
+        exit_code::XSETBV => Exit::Xsetbv { index: gprs.get32(Gpr::Rcx), value: gprs.edx_eax() },
+        exit_code::RDPMC => Exit::Rdpmc { index: gprs.get32(Gpr::Rcx) },
+        _ => return unknown,
+    };
+    measure_at(vcpu, code);
+    exit
 }
 
 /// IN, OUT, INS and OUTS (15.10.2). EXITINFO2 is the RIP after the instruction on every CPU.
 #[inline(always)]
-fn io(control: &Control, gprs: &Gprs, question: &mut Question) -> Exit {
+fn io<V: Source, O: Owner<V>>(owner: &mut O) -> O::Outcome {
     const READ: u64 = 1 << 0;
     const STRING: u64 = 1 << 2;
-    let info = control.exit_info1;
+    let vcpu = owner.vcpu();
+    let info = vcpu.control().exit_info1;
+    let next_rip = vcpu.control().exit_info2;
     let port = (info >> 16) as u16;
-    // SZ8, SZ16 and SZ32 are bits 4 to 6, one of them set.
-    let width = match info >> 4 & 7 {
-        1 => Width::Byte,
-        2 => Width::Word,
-        _ => Width::Dword,
+    // SZ8, SZ16 and SZ32 are bits 4 to 6, one of them set. A table, because it comes to one load.
+    const WIDTHS: [Width; 8] = {
+        use Width::{Byte, Dword, Word};
+        [Dword, Byte, Word, Dword, Dword, Dword, Dword, Dword]
     };
-    question.next_rip = control.exit_info2;
+    let width = WIDTHS[(info >> 4 & 7) as usize];
+    let question = vcpu.question();
+    question.next_rip = next_rip;
     question.width = width;
     if info & STRING != 0 {
-        Exit::PortString { port, width, write: info & READ == 0 }
+        tell(owner, Exit::PortString { port, width, write: info & READ == 0 })
     } else if info & READ != 0 {
-        Exit::PortRead { port, width }
+        owner.answer(Exit::PortRead { port, width })
     } else {
-        Exit::PortWrite { port, width, value: gprs.get32(Gpr::Rax) & width.mask() as u32 }
+        let value = vcpu.gprs().get32(Gpr::Rax) & width.mask() as u32;
+        owner.answer(Exit::PortWrite { port, width, value })
     }
 }
+
+/// Of the error code of a nested page fault (15.25.6): it came while the guest's own tables were walked.
+const NPF_TABLE: u64 = 1 << 33;
 
 /// The error code of a nested page fault (15.25.6).
 const fn npf_access(info: u64) -> Access {
@@ -122,7 +169,7 @@ const fn npf_access(info: u64) -> Access {
     }
 }
 
-fn control_access(code: u32, gprs: &Gprs, question: &mut Question, extent: Extent) -> Exit {
+fn control_access<V: Source>(code: u32, vcpu: &mut V, extent: Extent) -> Exit {
     let register = match code & 0xf {
         0 => ControlRegister::Cr0,
         3 => ControlRegister::Cr3,
@@ -131,6 +178,7 @@ fn control_access(code: u32, gprs: &Gprs, question: &mut Question, extent: Exten
         // Not intercepted: the CPU raises #UD by itself.
         _ => return Exit::Unknown { code: u64::from(code), info: 0 },
     };
+    let question = vcpu.question();
     question.next_rip = extent.next_rip;
     question.control = register;
     question.gpr = extent.operand;
@@ -138,7 +186,7 @@ fn control_access(code: u32, gprs: &Gprs, question: &mut Question, extent: Exten
     if code < exit_code::CR0_WRITE {
         Exit::ControlRead { register }
     } else {
-        let value = gprs[extent.operand];
+        let value = vcpu.gprs()[extent.operand];
         Exit::ControlWrite { register, value: if extent.long { value } else { value & 0xffff_ffff } }
     }
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::svm::vmcb::zeroed;
+use alloc::boxed::Box;
 use proptest::prelude::{any, proptest};
 
 struct Case {
@@ -21,16 +22,50 @@ fn gprs() -> Gprs {
     gprs
 }
 
+/// An exit and what was asked about it.
+struct Fake {
+    vmcb: Box<crate::svm::vmcb::Vmcb>,
+    gprs: Gprs,
+    question: Question,
+    long: bool,
+}
+
+impl Source for Fake {
+    fn control(&self) -> &Control {
+        &self.vmcb.control
+    }
+    fn gprs(&self) -> &Gprs {
+        &self.gprs
+    }
+    fn question(&mut self) -> &mut Question {
+        &mut self.question
+    }
+    fn extent(&mut self, _: u32) -> Extent {
+        Extent { next_rip: 0x4711, operand: Gpr::R9, long: self.long }
+    }
+    fn serve(&mut self, _: u32) -> Exit {
+        Exit::HostInterrupt
+    }
+}
+
+impl Owner<Self> for Fake {
+    type Outcome = Exit;
+    fn vcpu(&mut self) -> &mut Self {
+        self
+    }
+    fn answer(&mut self, exit: Exit) -> Exit {
+        exit
+    }
+}
+
 fn run(case: Case) -> (Exit, Question) {
     let mut vmcb = zeroed();
     vmcb.control.exit_code = case.code;
     vmcb.control.exit_info1 = case.info1;
     vmcb.control.exit_info2 = case.info2;
     vmcb.control.exit_int_info = case.int_info;
-    let mut question = Question::default();
-    let measure = |_| Extent { next_rip: 0x4711, operand: Gpr::R9, long: case.long };
-    let exit = decode(&vmcb.control, &gprs(), &mut question, measure, |_| Exit::HostInterrupt);
-    (exit, question)
+    let mut fake = Fake { vmcb, gprs: gprs(), question: Question::default(), long: case.long };
+    (decode(&mut fake), fake.question)
 }
 
 #[test]
@@ -92,6 +127,7 @@ fn faults_and_the_rest() {
     for (code, info1, info2, int_info, expected) in [
         (0x400, 0x1_0000_0004, gpa.0, 0, Exit::Stage2Fault { gpa, access: Access::Read }),
         (0x400, 0x1_0000_0006, gpa.0, 0, Exit::Stage2Fault { gpa, access: Access::Write }),
+        (0x400, 0x2_0000_0006, gpa.0, 0, Exit::TableFault { gpa }),
         (0x400, 0x1_0000_0014, gpa.0, 0, Exit::Stage2Fault { gpa, access: Access::Execute }),
         (0x41, 0, 0, 0, Exit::Exception(Exception::DB)),
         (0x51, 0, 0, 0, Exit::Exception(Exception::ac())),

@@ -4,11 +4,11 @@ use super::{
     Shared,
     asid::{Asid, Flush},
     caps::Caps,
-    decode::{self, Extent},
+    decode::{self, Extent, Source},
     length::{self, LengthCache},
     nmi::{DR6_BS, NmiBlocking, Step, StepResult},
     switch::{self, Frame},
-    vmcb::{INTERRUPT_SHADOW, NP_ENABLE, Vmcb, VmcbPage, clean, exit_code, intercept1, intercept2, tlb_control, vintr},
+    vmcb::{Control, INTERRUPT_SHADOW, NP_ENABLE, Vmcb, VmcbPage, clean, exit_code, intercept1, intercept2, tlb_control, vintr},
 };
 use crate::{
     apic, cpu,
@@ -19,7 +19,7 @@ use crate::{
 use alloc::sync::Arc;
 use core::arch::asm;
 use x86defs::{
-    ControlRegister, Cr0, Cr4, CreateError, Efer, Exception, Exit, Gpr, Gprs, Hpa, PAGE_SIZE, Resume, Rflags, VcpuConfig,
+    ControlRegister, Cr0, Cr4, CreateError, Efer, Exception, Exit, Gpr, Gprs, Hpa, Owner, PAGE_SIZE, Resume, Rflags, VcpuConfig,
     VcpuState, vector,
 };
 
@@ -120,48 +120,39 @@ impl SvmVcpu {
         self.lazy.unload();
     }
 
-    /// Completes the last exit and enters the guest until it has a question.
+    /// Enters the guest until it has a question, and has it answered.
     ///
-    /// Not inlined, so that question and answer stay in memory: as parts of the run loop, the optimiser would take them apart into bytes and put them
-    /// together again.
-    #[inline(never)]
-    pub(super) fn round(&mut self, resume: Resume) -> Exit {
-        complete(self, resume);
-        if self.todo != 0
-            && let Some(exit) = self.prepare()
+    /// Inlined into the run loop, which so pays for saving and restoring its own registers once and not at every exit.
+    #[inline(always)]
+    pub(super) fn round<O: Owner<Self>>(owner: &mut O) -> O::Outcome {
+        let vcpu = owner.vcpu();
+        if vcpu.todo != 0
+            && let Some(exit) = vcpu.prepare()
         {
-            return exit;
+            return decode::tell(owner, exit);
         }
-        let gprs = &mut self.frame.gprs;
-        let vmcb = &mut *self.vmcb;
-        vmcb.control.event_inj = self.events.take().event_inj();
+        let gprs = &mut vcpu.frame.gprs;
+        let vmcb = &mut *vcpu.vmcb;
+        vmcb.control.event_inj = vcpu.events.take().event_inj();
         vmcb.save.rax = gprs[Gpr::Rax];
         vmcb.save.rsp = gprs[Gpr::Rsp];
         // SAFETY: `enable` ran on this CPU, as `enter_cpu` has checked; the VMCB is ours, intercepts INTR and NMI and masks virtual interrupts
         // (`set_up`); `host_state` is this CPU's. The contract of `Vcpu::run` has interrupts disabled.
-        unsafe { switch::enter(&raw mut self.frame) };
-        let gprs = &mut self.frame.gprs;
-        let vmcb = &mut *self.vmcb;
-        vmcb.control.clean = self.clean;
+        unsafe { switch::enter(&raw mut vcpu.frame) };
+        let gprs = &mut vcpu.frame.gprs;
+        let vmcb = &mut *vcpu.vmcb;
+        vmcb.control.clean = vcpu.clean;
         gprs[Gpr::Rax] = vmcb.save.rax;
         gprs[Gpr::Rsp] = vmcb.save.rsp;
         if vmcb.control.exit_int_info as u32 >> 31 != 0 {
-            self.cut_short();
+            vcpu.cut_short();
         }
-        if self.todo != 0
-            && let Some(exit) = self.look_back()
+        if vcpu.todo != 0
+            && let Some(exit) = vcpu.look_back()
         {
-            return exit;
+            return decode::tell(owner, exit);
         }
-        let (vmcb, lengths, memory, assists) = (&*self.vmcb, &mut self.lengths, &*self.memory, self.assists);
-        let measure = |code| {
-            if assists == Assists::None {
-                lengths.extent(code, &vmcb.save, memory)
-            } else {
-                supplied(code, vmcb, assists, lengths, memory)
-            }
-        };
-        decode::decode(&vmcb.control, &self.frame.gprs, &mut self.question, measure, host_exit)
+        decode::decode(owner)
     }
 
     /// The exit has cut the delivery of an event short. RIP is still at an INT n, INT3 or INTO, so those are executed again, which is what
@@ -359,21 +350,43 @@ impl SvmVcpu {
     }
 }
 
-/// Exits that are the host's own business.
-#[cold]
-fn host_exit(code: u32) -> Exit {
-    match code {
-        // Taken at STGI.
-        exit_code::NMI => return Exit::HostNmi,
-        // Recorded but not delivered: the host's handler finds it in the banks.
-        // SAFETY: the gate is present; its handler ends the host or returns.
-        exit_code::EXCEPTION_MC => unsafe { asm!("int 18") },
-        // `look_back` has seen to it; entering again is all there is to do.
-        exit_code::IRET => {}
-        // INTR: still pending at the local APIC. SMI and INIT were taken at STGI.
-        _ => cpu::serve_interrupts(),
+impl Source for SvmVcpu {
+    #[inline(always)]
+    fn control(&self) -> &Control {
+        &self.vmcb.control
     }
-    Exit::HostInterrupt
+    #[inline(always)]
+    fn gprs(&self) -> &Gprs {
+        &self.frame.gprs
+    }
+    #[inline(always)]
+    fn question(&mut self) -> &mut Question {
+        &mut self.question
+    }
+    #[inline(always)]
+    fn extent(&mut self, code: u32) -> Extent {
+        if self.assists == Assists::None {
+            self.lengths.extent(code, &self.vmcb.save, &self.memory)
+        } else {
+            supplied(code, &self.vmcb, self.assists, &mut self.lengths, &self.memory)
+        }
+    }
+
+    #[cold]
+    fn serve(&mut self, code: u32) -> Exit {
+        match code {
+            // Taken at STGI.
+            exit_code::NMI => return Exit::HostNmi,
+            // Recorded but not delivered: the host's handler finds it in the banks.
+            // SAFETY: the gate is present; its handler ends the host or returns.
+            exit_code::EXCEPTION_MC => unsafe { asm!("int 18") },
+            // `look_back` has seen to it; entering again is all there is to do.
+            exit_code::IRET => {}
+            // INTR: still pending at the local APIC. SMI and INIT were taken at STGI.
+            _ => cpu::serve_interrupts(),
+        }
+        Exit::HostInterrupt
+    }
 }
 
 /// How much the CPU says about the instruction that has exited.
@@ -469,6 +482,13 @@ impl Registers for SvmVcpu {
     #[inline(always)]
     fn set_rip(&mut self, rip: u64) {
         self.vmcb.save.rip = rip;
+    }
+    #[inline(always)]
+    fn retire(&mut self) -> u64 {
+        let vmcb = &mut *self.vmcb;
+        vmcb.save.rip = self.question.next_rip;
+        vmcb.control.interrupt_state &= !INTERRUPT_SHADOW;
+        vmcb.save.rflags
     }
     #[inline(always)]
     fn rflags(&self) -> u64 {

@@ -3,7 +3,7 @@
 use super::{spec::PrimaryControls, spec::control, spec::guest, vcpu::VmxVcpu};
 use core::fmt;
 use x86defs::{
-    EntryFailure, Exception, Exit, Gprs, Resume, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuState, paging::PagingContext,
+    Exception, Gpr, Gprs, Owner, Resume, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuState, paging::PagingContext,
 };
 
 impl Vcpu for VmxVcpu {
@@ -14,22 +14,13 @@ impl Vcpu for VmxVcpu {
         self.leave_cpu();
     }
 
-    #[inline]
-    fn run(&mut self, resume: Resume) -> Exit {
-        if !self.vmcs.is_active() {
-            // Not loaded: a mistake of the caller's, which costs this guest only.
-            return Exit::EntryFailed(EntryFailure { code: 0, info: 0 });
-        }
-        self.finish(resume);
-        self.enter_guest()
+    #[inline(always)]
+    fn run<O: Owner<Self>>(owner: &mut O) -> O::Outcome {
+        Self::enter_guest(owner)
     }
-    #[inline]
+    #[inline(always)]
     fn complete(&mut self, resume: Resume) {
-        if self.vmcs.is_active() {
-            self.finish(resume);
-        } else {
-            self.finish_unloaded(resume);
-        }
+        self.finish(resume);
     }
 
     #[inline]
@@ -39,6 +30,14 @@ impl Vcpu for VmxVcpu {
     #[inline]
     fn gprs_mut(&mut self) -> &mut Gprs {
         self.all_gprs_mut()
+    }
+    #[inline(always)]
+    fn gpr(&self, register: Gpr) -> u64 {
+        self.read_gpr(register)
+    }
+    #[inline(always)]
+    fn set_gpr(&mut self, register: Gpr, value: u64) {
+        self.write_gpr(register, value);
     }
     #[inline]
     fn rip(&self) -> u64 {
@@ -80,6 +79,11 @@ impl Vcpu for VmxVcpu {
     fn cpl(&self) -> u8 {
         self.read_cpl()
     }
+    #[inline]
+    fn in_64_bit_mode(&self) -> bool {
+        self.in_long_code()
+    }
+    #[inline]
     fn paging(&self) -> PagingContext {
         self.read_paging()
     }

@@ -4,7 +4,7 @@
 
 use super::spec::{interruption, reason, ro};
 use x86defs::{
-    Access, ControlRegister, Cr0, EntryFailure, Exception, Exit, Gpa, Gpr, TaskSwitch, TaskSwitchReason, Width, vector,
+    Access, ControlRegister, Cr0, EntryFailure, Exception, Exit, Gpa, Gpr, Owner, TaskSwitch, TaskSwitchReason, Width, vector,
 };
 
 /// What decoding needs to know. Each field is read only if the exit reason defines it, because a nested VMREAD is an exit itself.
@@ -25,20 +25,60 @@ pub trait Fields {
     fn remember_control(&mut self, qualification: u64);
 }
 
-/// Decodes the exit with exit-reason field `raw`.
+/// Decodes the exit with exit-reason field `raw`, and has it answered.
 #[inline(always)]
-pub fn decode<F: Fields>(raw: u32, f: &mut F) -> Exit {
-    // Bits above the basic reason are rare, so they fall through to the end instead of being looked at first.
+pub fn decode<F: Fields, O: Owner<F>>(raw: u32, owner: &mut O) -> O::Outcome {
+    // 26.9.1: the basic reason, and whether the entry failed. What else is there (enclave mode) makes no difference.
+    let raw = raw & (reason::ENTRY_FAILURE | 0xffff);
+    let f = owner.vcpu();
     match raw {
-        reason::CPUID => Exit::Cpuid { leaf: f.gpr(Gpr::Rax) as u32, subleaf: f.gpr(Gpr::Rcx) as u32 },
-        reason::IO => io(f.field(ro::EXIT_QUALIFICATION), f),
-        reason::RDMSR => Exit::MsrRead { index: f.gpr(Gpr::Rcx) as u32 },
-        reason::WRMSR => Exit::MsrWrite { index: f.gpr(Gpr::Rcx) as u32, value: edx_eax(f) },
-        reason::EPT_VIOLATION => {
-            f.serve(reason::EPT_VIOLATION);
-            let gpa = Gpa(f.field(ro::GUEST_PHYSICAL_ADDR_FULL));
-            Exit::Stage2Fault { gpa, access: ept_access(f.field(ro::EXIT_QUALIFICATION)) }
+        reason::CPUID => {
+            let (leaf, subleaf) = (f.gpr(Gpr::Rax) as u32, f.gpr(Gpr::Rcx) as u32);
+            owner.answer(Exit::Cpuid { leaf, subleaf })
         }
+        reason::IO => io(owner),
+        reason::RDMSR => {
+            let index = f.gpr(Gpr::Rcx) as u32;
+            owner.answer(Exit::MsrRead { index })
+        }
+        reason::WRMSR => {
+            let (index, value) = (f.gpr(Gpr::Rcx) as u32, edx_eax(f));
+            owner.answer(Exit::MsrWrite { index, value })
+        }
+        reason::EPT_VIOLATION => {
+            let gpa = Gpa(f.field(ro::GUEST_PHYSICAL_ADDR_FULL));
+            let qualification = f.field(ro::EXIT_QUALIFICATION);
+            // Neither is usual: an event whose delivery the exit has cut short, or an IRET that has unblocked NMIs.
+            if f.field(ro::IDT_VECTORING_INFO) as u32 & interruption::VALID != 0
+                || qualification as u32 & interruption::NMI_UNBLOCKING != 0
+            {
+                f.serve(reason::EPT_VIOLATION);
+            }
+            if qualification & (EPT_LINEAR | EPT_FINAL) == EPT_LINEAR {
+                return tell(owner, Exit::TableFault { gpa });
+            }
+            owner.answer(Exit::Stage2Fault { gpa, access: ept_access(qualification) })
+        }
+        reason::HLT => owner.answer(Exit::Hlt),
+        reason::VMCALL => owner.answer(Exit::Hypercall),
+        _ => seldom(raw, owner),
+    }
+}
+
+/// Has a question answered that comes seldom enough to be kept out of the way of the others.
+#[inline(never)]
+pub fn tell<F, O: Owner<F>>(owner: &mut O, exit: Exit) -> O::Outcome {
+    owner.answer(exit)
+}
+
+#[inline(never)]
+fn seldom<F: Fields, O: Owner<F>>(raw: u32, owner: &mut O) -> O::Outcome {
+    let exit = seldom_question(raw, owner.vcpu());
+    tell(owner, exit)
+}
+
+fn seldom_question<F: Fields>(raw: u32, f: &mut F) -> Exit {
+    match raw {
         reason::EXTERNAL_INTERRUPT | reason::PREEMPTION_TIMER => {
             f.serve(raw);
             Exit::HostInterrupt
@@ -51,9 +91,7 @@ pub fn decode<F: Fields>(raw: u32, f: &mut F) -> Exit {
             f.serve(reason::NMI_WINDOW);
             Exit::NmiWindow
         }
-        reason::HLT => Exit::Hlt,
         reason::PAUSE => Exit::Pause,
-        reason::VMCALL => Exit::Hypercall,
         reason::CR_ACCESS => cr_access(f.field(ro::EXIT_QUALIFICATION), f),
         reason::EXCEPTION_OR_NMI => {
             f.serve(reason::EXCEPTION_OR_NMI);
@@ -87,25 +125,16 @@ pub fn decode<F: Fields>(raw: u32, f: &mut F) -> Exit {
             f.serve(reason::APIC_ACCESS);
             Exit::Unknown { code: u64::from(raw), info: f.field(ro::EXIT_QUALIFICATION) }
         }
-        // Not asked for: INIT and SIPI, INVLPG, MOV DR, INVPCID, XSAVES ...
-        _ => unusual(raw, f),
-    }
-}
-
-/// An exit with more than a basic reason (26.9.1: the entry failed, or the guest was in an enclave), or an unknown one.
-#[cold]
-fn unusual<F: Fields>(raw: u32, f: &mut F) -> Exit {
-    let basic = u32::from(raw as u16);
-    if raw & reason::ENTRY_FAILURE != 0 {
-        // Reasons 33, 34 and 41 (28.8).
-        if basic == reason::ENTRY_MACHINE_CHECK {
-            f.serve(basic);
+        // 28.8: reasons 33, 34 and 41 with the flag for a failed entry.
+        _ if raw & reason::ENTRY_FAILURE != 0 => {
+            let basic = u32::from(raw as u16);
+            if basic == reason::ENTRY_MACHINE_CHECK {
+                f.serve(basic);
+            }
+            Exit::EntryFailed(EntryFailure { code: u64::from(basic), info: f.field(ro::EXIT_QUALIFICATION) })
         }
-        Exit::EntryFailed(EntryFailure { code: u64::from(basic), info: f.field(ro::EXIT_QUALIFICATION) })
-    } else if basic != raw {
-        decode(basic, f)
-    } else {
-        Exit::Unknown { code: u64::from(raw), info: f.field(ro::EXIT_QUALIFICATION) }
+        // Not asked for: INIT and SIPI, INVLPG, MOV DR, INVPCID, XSAVES ...
+        _ => Exit::Unknown { code: u64::from(raw), info: f.field(ro::EXIT_QUALIFICATION) },
     }
 }
 
@@ -115,29 +144,36 @@ fn edx_eax<F: Fields>(f: &F) -> u64 {
 
 /// Exit qualification (29.2.1): size in bits 2:0, direction in 3, string in 4, port in 31:16.
 #[inline(always)]
-fn io<F: Fields>(qualification: u64, f: &mut F) -> Exit {
+fn io<F: Fields, O: Owner<F>>(owner: &mut O) -> O::Outcome {
+    let f = owner.vcpu();
+    let qualification = f.field(ro::EXIT_QUALIFICATION);
     let width = io_width(qualification);
     let port = (qualification >> 16) as u16;
     let read = qualification & 1 << 3 != 0;
     if qualification & 1 << 4 != 0 {
-        Exit::PortString { port, width, write: !read }
+        tell(owner, Exit::PortString { port, width, write: !read })
     } else if read {
         f.remember_width(width);
-        Exit::PortRead { port, width }
+        owner.answer(Exit::PortRead { port, width })
     } else {
-        Exit::PortWrite { port, width, value: (f.gpr(Gpr::Rax) & width.mask()) as u32 }
+        let value = (f.gpr(Gpr::Rax) & width.mask()) as u32;
+        owner.answer(Exit::PortWrite { port, width, value })
     }
 }
 
 #[inline(always)]
 const fn io_width(qualification: u64) -> Width {
-    match qualification & 7 {
-        0 => Width::Byte,
-        1 => Width::Word,
-        // 3; no other value is defined.
-        _ => Width::Dword,
-    }
+    // Of the values, 0, 1 and 3 are defined. A table, because it comes to one load.
+    const WIDTHS: [Width; 8] = {
+        use Width::{Byte, Dword, Word};
+        [Byte, Word, Dword, Dword, Dword, Dword, Dword, Dword]
+    };
+    WIDTHS[(qualification & 7) as usize]
 }
+
+/// Of an EPT violation's exit qualification: there is a linear address, and the access was to what it translates to, not to a table on the way.
+const EPT_LINEAR: u64 = 1 << 7;
+const EPT_FINAL: u64 = 1 << 8;
 
 /// Exit qualification (29.2.1): bit 0 read, 1 write, 2 fetch. A read-modify-write sets both of the first two, and needs the right to write.
 const fn ept_access(qualification: u64) -> Access {
@@ -274,9 +310,20 @@ mod tests {
         }
     }
 
+    impl Owner<Self> for Fake {
+        type Outcome = Exit;
+        fn vcpu(&mut self) -> &mut Self {
+            self
+        }
+        fn answer(&mut self, exit: Exit) -> Exit {
+            exit
+        }
+    }
+
     const Q: u32 = ro::EXIT_QUALIFICATION;
     const GPA: u32 = ro::GUEST_PHYSICAL_ADDR_FULL;
     const INFO: u32 = ro::VMEXIT_INTERRUPTION_INFO;
+    const VECTORING: u32 = ro::IDT_VECTORING_INFO;
 
     #[test]
     fn every_reason_decodes_and_reads_only_what_it_defines() {
@@ -300,10 +347,11 @@ mod tests {
             (30, &[(Q, 0x01f0_0019)], PortString { port: 0x1f0, width: Width::Word, write: false }),
             (31, &[], Exit::MsrRead { index: 0xc000_0080 }),
             (32, &[], Exit::MsrWrite { index: 0xc000_0080, value: 0x0000_0007_aabb_ccdd }),
-            (48, &[(GPA, 0xfee0_0300), (Q, 0x182)], fault(0xfee0_0300, Access::Write)),
-            (48, &[(GPA, 0xfee0_0300), (Q, 0x183)], fault(0xfee0_0300, Access::Write)),
-            (48, &[(GPA, 0xfec0_0000), (Q, 0x181)], fault(0xfec0_0000, Access::Read)),
-            (48, &[(GPA, 0xa_0000), (Q, 0x184)], fault(0xa_0000, Access::Execute)),
+            (48, &[(GPA, 0xfee0_0300), (Q, 0x182), (VECTORING, 0)], fault(0xfee0_0300, Access::Write)),
+            (48, &[(GPA, 0xfee0_0300), (Q, 0x183), (VECTORING, 0)], fault(0xfee0_0300, Access::Write)),
+            (48, &[(GPA, 0xfec0_0000), (Q, 0x181), (VECTORING, 0)], fault(0xfec0_0000, Access::Read)),
+            (48, &[(GPA, 0xfec0_0000), (Q, 0x81), (VECTORING, 0)], Exit::TableFault { gpa: Gpa(0xfec0_0000) }),
+            (48, &[(GPA, 0xa_0000), (Q, 0x184), (VECTORING, 0)], fault(0xa_0000, Access::Execute)),
             (49, &[(GPA, 0x1234_5000)], unknown(49, 0x1234_5000)),
             (0, &[(INFO, 0x8000_0301)], raised(1, None, None)),
             (0, &[(INFO, 0x8000_0b11), (ro::VMEXIT_INTERRUPTION_ERR_CODE, 0)], raised(17, Some(0), None)),
@@ -362,7 +410,7 @@ mod tests {
         for (raw, fields, exit) in table {
             let mut fake = Fake::new(fields);
             assert_eq!(decode(*raw, &mut fake), *exit, "reason {raw:#x}, {fields:x?}");
-            assert_eq!(fake.served.is_some(), matches!(raw, 0 | 1 | 7 | 8 | 44 | 48 | 49 | 52 | 0x8000_0029), "reason {raw:#x}");
+            assert_eq!(fake.served.is_some(), matches!(raw, 0 | 1 | 7 | 8 | 44 | 49 | 52 | 0x8000_0029), "reason {raw:#x}");
             assert_eq!(fake.control.is_some(), *raw == 28);
             assert_eq!(fake.width, if let PortRead { width, .. } = exit { Some(*width) } else { None });
             let mut reads = fake.reads.into_inner();
@@ -373,6 +421,15 @@ mod tests {
         }
         for raw in [11, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 36, 39, 50, 53, 59, 60, 67, 68, 69] {
             assert_eq!(decode(raw, &mut Fake::new(&[])), UndefinedInstruction, "reason {raw}");
+        }
+    }
+
+    #[test]
+    fn interrupted_deliveries_are_served() {
+        for (qualification, vectoring, served) in [(0x181, 0, false), (0x181, 0x8000_0061, true), (0x1181, 0, true)] {
+            let mut fake = Fake::new(&[(GPA, 0xfee0_0300), (Q, qualification), (VECTORING, vectoring)]);
+            assert_eq!(decode(48, &mut fake), Exit::Stage2Fault { gpa: Gpa(0xfee0_0300), access: Access::Read });
+            assert_eq!(fake.served.is_some(), served);
         }
     }
 

@@ -28,12 +28,14 @@ const CR0_FREE: u64 =
 /// CR4 bits that differ between the guest's view and the CPU: VMXE must be set in VMX operation; without MCE, a machine check would be a
 /// shutdown instead of an exit.
 const CR4_HOST: u64 = Cr4::VMXE.union(Cr4::MCE).bits();
+/// CR4 bits whose changes must be heard of: the instruction emulator remembers page walks of the depth that LA57 gives them.
+const CR4_WATCHED: u64 = Cr4::LA57.bits();
 
 /// The guest/host masks of CR0 and CR4: a set bit is the host's. Reads come from the shadow there, and writes that differ from it exit.
 pub(super) const fn owned_bits(controls: &Controls, cr4_allowed: u64) -> [u64; 2] {
     let [cr0_one, cr0_may] = controls.cr0_fixed;
     let [cr4_one, cr4_may] = controls.cr4_fixed;
-    [!CR0_FREE | cr0_one | !cr0_may, !cr4_allowed | CR4_HOST | cr4_one | !cr4_may]
+    [!CR0_FREE | cr0_one | !cr0_may, !cr4_allowed | CR4_HOST | CR4_WATCHED | cr4_one | !cr4_may]
 }
 
 /// RFLAGS with reserved bits as an entry wants them (28.3.1.4).

@@ -29,8 +29,8 @@ use core::{
     fmt,
 };
 use x86defs::{
-    ControlRegister, Cr0, Cr4, CreateError, EntryFailure, Exception, Exit, Gpr, Gprs, Resume, Rflags, VcpuConfig, VcpuState,
-    Width, vector,
+    ControlRegister, Cr0, Cr4, CreateError, EntryFailure, Exception, Exit, Gpr, Gprs, Owner, Resume, Rflags, VcpuConfig,
+    VcpuState, Width, vector,
 };
 
 /// What an entry has to do beyond entering: bits of [`VmxVcpu::pending`].
@@ -39,6 +39,8 @@ mod pending {
     pub const RSP: u8 = 1 << 0;
     /// Cached translations must go.
     pub const FLUSH: u8 = 1 << 1;
+    /// The vCPU is not loaded, so it cannot be entered.
+    pub const UNLOADED: u8 = 1 << 2;
 }
 
 /// Bits of [`Cached::valid`].
@@ -107,7 +109,7 @@ impl Fields for VmxVcpu {
     }
     #[inline(always)]
     fn gpr(&self, register: Gpr) -> u64 {
-        if matches!(register, Gpr::Rsp) { self.all_gprs()[register] } else { self.switched_gprs()[register] }
+        self.read_gpr(register)
     }
     fn cr0(&self) -> u64 {
         self.read_cr0()
@@ -164,7 +166,7 @@ impl VmxVcpu {
             frame: Box::new(UnsafeCell::new(Frame::default())),
             vmcs,
             cached: Cached::default(),
-            pending: pending::FLUSH,
+            pending: pending::FLUSH | pending::UNLOADED,
             events: Arbiter::new(),
             nmi_in_service: false,
             question: Question::default(),
@@ -247,6 +249,17 @@ impl VmxVcpu {
         self.all_gprs();
         self.pending |= pending::RSP;
         &mut self.frame_mut().gprs
+    }
+
+    #[inline(always)]
+    pub(super) fn read_gpr(&self, register: Gpr) -> u64 {
+        if matches!(register, Gpr::Rsp) { self.all_gprs()[register] } else { self.switched_gprs()[register] }
+    }
+
+    #[inline(always)]
+    pub(super) fn write_gpr(&mut self, register: Gpr, value: u64) {
+        let gprs = if matches!(register, Gpr::Rsp) { self.all_gprs_mut() } else { &mut self.frame_mut().gprs };
+        gprs[register] = value;
     }
 
     #[inline(always)]
@@ -336,18 +349,12 @@ impl VmxVcpu {
         next_rip(rip, length, long)
     }
 
-    /// Completes the last exit. The VMCS is current.
+    /// Completes the last exit.
     #[inline(always)]
     pub(super) fn finish(&mut self, resume: Resume) {
+        // VMREAD and VMWRITE of another vCPU's VMCS, or of none, would be a mistake of the caller's.
+        debug_assert!(self.vmcs.is_active());
         match resume {
-            Resume::PortRead(value) => {
-                let mask = self.question.width.mask();
-                let rax = &mut self.frame_mut().gprs[Gpr::Rax];
-                // A 32-bit result clears the upper half; narrower ones leave the rest (SDM vol. 1, 3.4.1.1).
-                let kept = if mask == 0xffff_ffff { 0 } else { *rax & !mask };
-                *rax = kept | u64::from(value) & mask;
-                complete(self, Resume::Advance);
-            }
             Resume::Tsc(value) => {
                 if self.vmcs.read(ro::EXIT_REASON) as u32 == reason::RDTSCP {
                     let aux = self.lazy.tsc_aux().unwrap_or(0);
@@ -357,14 +364,6 @@ impl VmxVcpu {
             }
             _ => complete(self, resume),
         }
-    }
-
-    /// As [`VmxVcpu::finish`], while the vCPU is not loaded.
-    #[cold]
-    pub(super) fn finish_unloaded(&mut self, resume: Resume) {
-        let before = self.vmcs.lend();
-        self.finish(resume);
-        self.vmcs.give_back(before);
     }
 
     /// Queues an exception, and puts its address into CR2.
@@ -378,26 +377,29 @@ impl VmxVcpu {
 
     // ---- Entry and exit ----
 
-    /// Enters until the next exit.
+    /// Enters until the next exit, and has its question answered.
     #[inline(always)]
-    pub(super) fn enter_guest(&mut self) -> Exit {
-        if self.events.is_busy() && !self.commit_event() {
-            return Exit::TripleFault;
+    pub(super) fn enter_guest<O: Owner<Self>>(owner: &mut O) -> O::Outcome {
+        let vcpu = owner.vcpu();
+        if vcpu.events.is_busy() && !vcpu.commit_event() {
+            return decode::tell(owner, Exit::TripleFault);
         }
-        if self.pending != 0 {
-            self.commit_pending();
+        if vcpu.pending != 0 && !vcpu.commit_pending() {
+            // A mistake of the caller's, which costs this guest only.
+            return decode::tell(owner, Exit::EntryFailed(EntryFailure { code: 0, info: 0 }));
         }
-        let frame = self.frame.get();
-        // SAFETY: the vCPU is loaded, as `run` has checked: its VMCS is current, with the host state of this CPU and this frame. Whoever
-        // calls `run` has interrupts off.
+        let frame = vcpu.frame.get();
+        // SAFETY: the vCPU is loaded, as `commit_pending` has checked: its VMCS is current, with the host state of this CPU and this frame.
+        // Whoever calls `run` has interrupts off.
         let outcome = unsafe { enter(frame) };
-        self.cached.valid.set(0);
+        vcpu.cached.valid.set(0);
         if outcome != EXIT {
-            return self.entry_failed(outcome);
+            let exit = vcpu.entry_failed(outcome);
+            return decode::tell(owner, exit);
         }
         // SAFETY: as above.
-        let raw = unsafe { self.vmcs.read_current(ro::EXIT_REASON) };
-        decode::decode(raw as u32, self)
+        let raw = unsafe { vcpu.vmcs.read_current(ro::EXIT_REASON) };
+        decode::decode(raw as u32, owner)
     }
 
     /// Writes the queued event to the VMCS (26.8.3). False if the guest's CPU is in shutdown instead.
@@ -420,8 +422,13 @@ impl VmxVcpu {
         true
     }
 
+    /// False if the vCPU is not loaded.
     #[cold]
-    fn commit_pending(&mut self) {
+    #[inline(never)]
+    fn commit_pending(&mut self) -> bool {
+        if self.pending & pending::UNLOADED != 0 {
+            return false;
+        }
         if self.pending & pending::RSP != 0 {
             let rsp = self.switched_gprs()[Gpr::Rsp];
             self.vmcs.write(guest::RSP, rsp);
@@ -430,6 +437,7 @@ impl VmxVcpu {
             self.flush();
         }
         self.pending = 0;
+        true
     }
 
     /// Drops what this CPU has cached for this vCPU (30.4.3.3).
@@ -587,6 +595,7 @@ impl VmxVcpu {
             self.want_flush();
         }
         self.vmcs.activate();
+        self.pending &= !pending::UNLOADED;
         self.frame_mut().launched = 0;
         let frame = self.frame.get();
         self.vmcs.write_host_state(&self.controls, frame);
@@ -609,6 +618,7 @@ impl VmxVcpu {
         self.dr6 = read_dr6();
         self.cr2 = cr::cr2();
         self.vmcs.deactivate();
+        self.pending |= pending::UNLOADED;
         self.frame_mut().launched = 0;
     }
 
@@ -689,7 +699,6 @@ impl Registers for VmxVcpu {
     }
     #[inline(always)]
     fn question(&mut self) -> &mut Question {
-        self.question.next_rip = self.find_next_rip();
         &mut self.question
     }
     #[inline(always)]
@@ -698,6 +707,13 @@ impl Registers for VmxVcpu {
         self.cached.valid.set(self.cached.valid.get() & !valid::RIP);
         // SAFETY: completions happen with the VMCS current.
         unsafe { self.vmcs.write_current(guest::RIP, rip) };
+    }
+    #[inline(always)]
+    fn retire(&mut self) -> u64 {
+        let rip = self.find_next_rip();
+        self.set_rip(rip);
+        self.clear_shadow();
+        Registers::rflags(self)
     }
     #[inline(always)]
     fn rflags(&self) -> u64 {

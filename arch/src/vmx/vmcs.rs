@@ -106,26 +106,6 @@ impl Vmcs {
         unsafe { vmwrite(field, value) };
     }
 
-    /// Makes it active for a moment; returns the VMCS that was current, for [`Vmcs::give_back`].
-    #[cold]
-    pub fn lend(&mut self) -> Option<Hpa> {
-        // SAFETY: VMX operation, as `new` demands.
-        let before = unsafe { vmptrst() };
-        self.activate();
-        before
-    }
-
-    /// Ends what [`Vmcs::lend`] began.
-    #[cold]
-    pub fn give_back(&mut self, before: Option<Hpa>) {
-        self.deactivate();
-        if let Some(before) = before {
-            // SAFETY: it was current on this CPU when `lend` was called.
-            let restored = unsafe { vmptrld(before) };
-            assert!(restored.is_ok(), "VMPTRLD of {before} failed");
-        }
-    }
-
     /// Calls `f` with this VMCS current for a moment, and brings back the one that was.
     #[cold]
     fn borrow<R>(&self, f: impl FnOnce() -> R) -> R {

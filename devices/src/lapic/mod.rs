@@ -15,25 +15,29 @@
 //! after, then the bit is set again when both are done, and the owner looks again before it enters the guest or sleeps.
 //! The same goes for the other bits; an IRR bit itself is cleared by the owner alone, so a query's answer stays true until it accepts.
 
-mod interleave;
+#[cfg(all(test, loom))]
+mod model;
 mod page;
 mod post;
 mod registers;
 pub mod spec;
 mod state;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;
 mod timer;
 
-use crate::interrupt::{ApicAddress, ApicMode};
 pub use crate::interrupt::{DeliveryMode, DestinationMode, Ipi, Shorthand, Trigger};
-use core::sync::atomic::{
-    AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Acquire, Relaxed, Release},
+use crate::{
+    interrupt::{ApicAddress, ApicMode},
+    sync::atomic::{
+        AtomicU32, AtomicU64,
+        Ordering::{AcqRel, Acquire, Relaxed, Release},
+    },
 };
 pub use page::ApicPage;
 use page::place;
 pub use post::Posted;
+pub use registers::QuickEffect;
 use spec::{base, lvt, reg, svr};
 pub use state::{InvalidState, LocalApicState};
 use timer::Timer;
@@ -156,7 +160,6 @@ impl LocalApic {
         // State before IRR: the order of a query, so that a request posted meanwhile is either gone or announced.
         self.state.fetch_and(!(flag::WORDS | flag::IRR | flag::EXTINT | flag::NMI | flag::EXTINT_MESSAGE), AcqRel);
         for index in 0..8 {
-            interleave::point();
             self.page.vectors(reg::IRR, index).swap(0, AcqRel);
         }
         self.page.reset();
@@ -289,15 +292,16 @@ impl LocalApic {
         self.find_pending()
     }
 
+    #[inline(always)]
     fn find_pending(&self) -> Option<u8> {
         let found = self.deliverable(self.state.load(Acquire));
-        if found.is_some() {
-            return found;
-        }
-        interleave::point();
+        if found.is_some() { found } else { self.find_pending_again() }
+    }
+
+    #[cold]
+    fn find_pending_again(&self) -> Option<u8> {
         // Nothing to deliver: no need to look again until something is posted or the priority falls.
         let state = self.state.fetch_and(!flag::IRR, AcqRel);
-        interleave::point();
         let found = self.deliverable(state);
         if found.is_some() {
             self.state.fetch_or(flag::IRR, Release);
@@ -306,6 +310,7 @@ impl LocalApic {
     }
 
     /// The highest vector of the IRR words that `state` names, if it can be delivered.
+    #[inline(always)]
     fn deliverable(&self, state: u32) -> Option<u8> {
         if !self.software_enabled() {
             return None;
@@ -314,15 +319,24 @@ impl LocalApic {
         (vector >> 4 > self.ppr() >> 4).then_some(vector)
     }
 
-    fn highest_request(&self, mut words: u32) -> Option<u8> {
+    #[inline(always)]
+    fn highest_request(&self, words: u32) -> Option<u8> {
+        let index = words.checked_ilog2()?;
+        match self.page.vectors(reg::IRR, index).load(Acquire).checked_ilog2() {
+            Some(bit) => Some((index << 5 | bit) as u8),
+            None => self.search_requests(words),
+        }
+    }
+
+    /// As [`LocalApic::highest_request`], and forgets the words in which there is nothing.
+    #[cold]
+    fn search_requests(&self, mut words: u32) -> Option<u8> {
         while let Some(index) = words.checked_ilog2() {
             let requests = self.page.vectors(reg::IRR, index);
             if let Some(bit) = requests.load(Acquire).checked_ilog2() {
                 return Some((index << 5 | bit) as u8);
             }
-            interleave::point();
             self.state.fetch_and(!(1 << index), AcqRel);
-            interleave::point();
             if requests.load(Acquire) == 0 {
                 words &= !(1 << index);
             } else {
@@ -332,27 +346,47 @@ impl LocalApic {
         None
     }
 
+    /// Takes what the processor would take next: a vector is in service from now on. The 8259 pair's is for the caller to acknowledge.
+    #[inline(always)]
+    #[must_use]
+    pub fn take(&self) -> Option<Pending> {
+        let pending = self.pending()?;
+        if let Pending::Lapic(vector) = pending {
+            self.accept(vector);
+        }
+        Some(pending)
+    }
+
     /// The processor takes `vector`, which [`LocalApic::pending`] has just named: it moves from IRR to ISR.
+    #[inline(always)]
     pub fn accept(&self, vector: u8) {
         let (index, bit) = place(vector);
         let requests = self.page.vectors(reg::IRR, index);
         let emptied = requests.fetch_and(!bit, AcqRel) & !bit == 0;
-        interleave::point();
 
         let in_service = self.page.vectors(reg::ISR, index);
         in_service.store(in_service.load(Relaxed) | bit, Relaxed);
         self.in_service_words.store(self.in_service_words.load(Relaxed) | 1 << index, Relaxed);
-        self.set_in_service(u32::from(vector));
+        // Its class is above the priority's, or it would not have been named.
+        self.in_service.store(u32::from(vector), Relaxed);
+        self.page.set(reg::PPR, u32::from(vector & 0xf0));
 
         // It was the most urgent one, so the others wait for its EOI - but for those posted in the meantime.
         let done = flag::IRR | if emptied { 1 << index } else { 0 };
         let mut state = self.state.fetch_and(!done, AcqRel) & !done;
-        interleave::point();
         if emptied && requests.load(Acquire) != 0 {
             state |= 1 << index;
             self.state.fetch_or(1 << index, Release);
         }
-        if state & flag::WORDS != 0 && self.deliverable(state).is_some() {
+        if state & flag::WORDS != 0 {
+            self.look_behind(state);
+        }
+    }
+
+    /// More was requested than the processor has just taken.
+    #[cold]
+    fn look_behind(&self, state: u32) {
+        if self.deliverable(state).is_some() {
             self.state.fetch_or(flag::IRR, Release);
         }
     }
@@ -362,17 +396,16 @@ impl LocalApic {
     fn reconsider(&self) {
         // A concurrent post sets the word's bit and this one in one go, so nothing is missed between load and store.
         if self.state.load(Relaxed) & flag::WORDS != 0 {
-            interleave::point();
             self.state.fetch_or(flag::IRR, Release);
         }
     }
 
-    /// End of interrupt (11.8.5): the most urgent interrupt in service is done.
+    /// End of interrupt (11.8.5): the most urgent interrupt in service is done. Returns its vector if the IOAPIC must hear of it.
     #[inline(always)]
-    fn eoi(&self) -> Effect {
+    fn eoi(&self) -> Option<u8> {
         let vector = self.in_service.load(Relaxed) as u8;
         if vector == 0 {
-            return Effect::None;
+            return None;
         }
         let (index, bit) = place(vector);
         let in_service = self.page.vectors(reg::ISR, index);
@@ -387,7 +420,7 @@ impl LocalApic {
             self.next_in_service(index, left);
         }
         self.reconsider();
-        if self.page.vectors(reg::TMR, index).load(Relaxed) & bit == 0 { Effect::None } else { self.eoi_level(vector) }
+        if self.page.vectors(reg::TMR, index).load(Relaxed) & bit != 0 && self.eoi_level(vector) { Some(vector) } else { None }
     }
 
     /// Word `index` of the ISR is now `left`, and some word is not zero.
@@ -407,11 +440,12 @@ impl LocalApic {
         index << 5 | word.checked_ilog2().unwrap_or(0)
     }
 
+    /// True if the IOAPIC must hear of it.
     #[cold]
-    fn eoi_level(&self, vector: u8) -> Effect {
+    fn eoi_level(&self, vector: u8) -> bool {
         self.eoi_lint(reg::LVT_LINT0, vector);
         self.eoi_lint(reg::LVT_LINT1, vector);
-        if self.page.get(reg::SVR) & svr::EOI_SUPPRESSION == 0 { Effect::Eoi { vector } } else { Effect::None }
+        self.page.get(reg::SVR) & svr::EOI_SUPPRESSION == 0
     }
 
     /// Processor priority (11.8.3.1). Kept in its register whenever TPR or ISR changes. Any CPU may read it.
@@ -460,6 +494,13 @@ impl LocalApic {
         self.set_tpr(value << 4);
     }
 
+    /// True if an NMI, INIT or SIPI has come.
+    #[inline(always)]
+    #[must_use]
+    pub fn signal_pending(&self) -> bool {
+        self.state.load(Acquire) & (flag::NMI | flag::INIT | flag::SIPI) != 0
+    }
+
     #[inline]
     #[must_use]
     pub fn nmi_pending(&self) -> bool {
@@ -500,7 +541,6 @@ impl LocalApic {
             return true;
         }
         // As in `find_pending`.
-        interleave::point();
         self.state.fetch_and(!flag::EXTINT, AcqRel);
         let pending = self.extint_deliverable();
         if pending {

@@ -1,23 +1,34 @@
 //! The register page as memory.
 
 use super::spec::reg;
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+#[cfg(not(loom))]
+type Words = [AtomicU32; 1024];
+/// A model of the hand-over does with those words that are registers, and has small stacks.
+#[cfg(loom)]
+type Words = alloc::boxed::Box<[AtomicU32; 256]>;
 
 /// The architectural 4-KiB register page: the register at byte offset `r` is word `r / 4`. In x2APIC mode it has the same layout, with
 /// the 32-bit ID and LDR, and the destination of the ICR at 0x310.
 #[repr(C, align(4096))]
-pub struct ApicPage([AtomicU32; 1024]);
+pub struct ApicPage(Words);
 
 impl ApicPage {
-    pub(super) const fn new() -> Self {
-        Self([const { AtomicU32::new(0) }; 1024])
+    pub(super) fn new() -> Self {
+        #[cfg(not(loom))]
+        let words = [const { AtomicU32::new(0) }; 1024];
+        #[cfg(loom)]
+        let words =
+            Words::try_from(core::iter::repeat_with(|| AtomicU32::new(0)).take(256).collect::<alloc::boxed::Box<_>>()).unwrap();
+        Self(words)
     }
 
     /// The register at byte `offset`, which is taken modulo the page.
     #[inline(always)]
     pub(super) fn at(&self, offset: u32) -> &AtomicU32 {
         // Masked, so that there is no bounds check and no panic.
-        &self.0[(offset >> 2) as usize & 1023]
+        &self.0[(offset >> 2) as usize & (self.0.len() - 1)]
     }
 
     #[inline(always)]

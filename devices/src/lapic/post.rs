@@ -1,12 +1,14 @@
 //! What reaches a local APIC from outside: messages, its two pins, and its own errors. Callable from any CPU.
 
 use super::{
-    LocalApic, flag, interleave,
+    LocalApic, flag,
     page::place,
     spec::{FIRST_LEGAL_VECTOR, esr, lvt, reg},
 };
-use crate::interrupt::{ApicMode, DeliveryMode, Trigger};
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+use crate::{
+    interrupt::{ApicMode, DeliveryMode, Trigger},
+    sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
+};
 
 /// What became of a posted interrupt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,7 +49,6 @@ impl LocalApic {
         if self.page.vectors(reg::IRR, index).fetch_or(bit, AcqRel) & bit != 0 {
             return Posted::Merged;
         }
-        interleave::point();
         self.state.fetch_or(1 << index | flag::IRR, AcqRel);
         Posted::New
     }

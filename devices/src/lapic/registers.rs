@@ -4,9 +4,16 @@ use super::{
     Effect, Gp, LocalApic,
     spec::{FIRST_LEGAL_VECTOR, TDCR_WRITABLE, esr, icr, lvt, reg, svr},
 };
-use crate::interrupt::{ApicMode, BROADCAST, DeliveryMode, DestinationMode, InterruptMessage, Ipi, Shorthand, Trigger};
-use core::sync::atomic::Ordering::{AcqRel, SeqCst};
-use x86defs::{Time, Width, msr};
+use crate::{
+    interrupt::{ApicMode, BROADCAST, DeliveryMode, DestinationMode, InterruptMessage, Ipi, Shorthand, Trigger},
+    sync::atomic::Ordering::{AcqRel, SeqCst},
+};
+use x86defs::{Time, TimeSource, Width, msr};
+
+/// The bits of the ICR that say what is sent to whom.
+const SELECTION: u32 = icr::SHORTHAND | icr::DELIVERY | icr::LOGICAL;
+/// Of those, without [`icr::LOGICAL`]: a fixed IPI to oneself.
+const SELF: u32 = (Shorthand::Myself as u32) << icr::SHORTHAND_SHIFT;
 
 impl LocalApic {
     // --- xAPIC
@@ -14,14 +21,15 @@ impl LocalApic {
     /// A read at `offset` of the register page, for which the guest must be in xAPIC mode. Reads of less than 32 bits get their part of the
     /// register; a register that does not exist reads zero and is an error that ESR reports; other accesses than those of 11.4.1 read
     /// zero.
+    #[inline(always)]
     #[must_use]
-    pub fn mmio_read(&self, now: Time, offset: u64, width: Width) -> u64 {
+    pub fn mmio_read(&self, clock: impl TimeSource, offset: u64, width: Width) -> u64 {
         let within = (offset & 0xf) as u32;
         let register = offset as u32 & 0xff0;
         if within + width.bytes() as u32 > 4 || self.mode() != ApicMode::XApic {
             return 0;
         }
-        let Some(value) = self.read(now, register) else {
+        let Some(value) = self.read(clock, register) else {
             self.error(esr::ILLEGAL_REGISTER);
             return 0;
         };
@@ -29,23 +37,39 @@ impl LocalApic {
     }
 
     /// A write at `offset` of the register page. All but aligned 32-bit writes are dropped (11.4.1 calls them undefined).
-    pub fn mmio_write(&self, now: Time, offset: u64, width: Width, value: u64) -> Effect {
+    #[inline(always)]
+    pub fn mmio_write(&self, clock: impl TimeSource, offset: u64, width: Width, value: u64) -> Effect {
         if width != Width::Dword || offset & 0xf != 0 || self.mode() != ApicMode::XApic {
             return Effect::None;
         }
         let value = value as u32;
         let register = offset as u32 & 0xff0;
         match register {
-            reg::EOI => return self.eoi(),
+            reg::EOI => return self.eoi().map_or(Effect::None, |vector| Effect::Eoi { vector }),
             reg::TPR => self.set_tpr(value as u8),
             reg::ICR_LOW => {
                 let low = value & icr::WRITABLE;
                 self.page.set(reg::ICR_LOW, low);
+                let destination = self.page.get(reg::ICR_HIGH) >> 24;
+                if low & (icr::SHORTHAND | icr::DELIVERY) == SELF || low & SELECTION == 0 && destination == self.id() {
+                    self.send_to_self(low as u8);
+                    return Effect::None;
+                }
                 let mode = DestinationMode::from_bit(low & icr::LOGICAL != 0);
-                return self.send(low, InterruptMessage::widen((self.page.get(reg::ICR_HIGH) >> 24) as u8, mode));
+                return self.send(low, InterruptMessage::widen(destination as u8, mode));
             }
             reg::ICR_HIGH => self.page.set(reg::ICR_HIGH, value & 0xff00_0000),
-            reg::TMICT => return self.write_initial_count(now, value),
+            reg::TMICT => return self.write_initial_count(clock.now(), value),
+            _ => return self.mmio_write_rare(clock.now(), register, value),
+        }
+        Effect::None
+    }
+
+    /// The arms of [`LocalApic::mmio_write`] that need not be fast.
+    #[cold]
+    #[inline(never)]
+    fn mmio_write_rare(&self, now: Time, register: u32, value: u32) -> Effect {
+        match register {
             reg::TDCR => return self.write_divide(now, value),
             reg::LVT_TIMER | reg::LVT_THERMAL | reg::LVT_PERFORMANCE | reg::LVT_LINT0 | reg::LVT_LINT1 | reg::LVT_ERROR => {
                 return self.write_lvt(now, register, value);
@@ -64,17 +88,26 @@ impl LocalApic {
     }
 
     /// The register at `offset`, a multiple of 16, as the mode has it; `None` if there is none.
-    fn read(&self, now: Time, offset: u32) -> Option<u32> {
+    #[inline(always)]
+    fn read(&self, clock: impl TimeSource, offset: u32) -> Option<u32> {
+        /// Bit n: there is a register at 16 n, and its page holds what it reads.
+        const STORED: u64 = {
+            let mut set = 1 << (reg::ID >> 4) | 1 << (reg::VERSION >> 4) | 1 << (reg::ESR >> 4) | 1 << (reg::TDCR >> 4);
+            let ranges = [(reg::TPR, reg::EOI), (reg::RRD, reg::SVR), (reg::ISR, reg::IRR_LAST), (reg::ICR_LOW, reg::TMICT)];
+            let mut n = 0;
+            while n < ranges.len() {
+                let mut at = ranges[n].0;
+                while at <= ranges[n].1 {
+                    set |= 1 << (at >> 4);
+                    at += 16;
+                }
+                n += 1;
+            }
+            set
+        };
         match offset {
-            reg::TMCCT => Some(self.current_count(now)),
-            reg::ID
-            | reg::VERSION
-            | reg::TPR..=reg::EOI
-            | reg::RRD..=reg::SVR
-            | reg::ISR..=reg::IRR_LAST
-            | reg::ESR
-            | reg::ICR_LOW..=reg::TMICT
-            | reg::TDCR => Some(self.page.get(offset)),
+            reg::TMCCT => Some(self.current_count(clock.now())),
+            _ if offset < 0x400 && STORED >> (offset >> 4) & 1 != 0 => Some(self.page.get(offset)),
             _ => None,
         }
     }
@@ -86,7 +119,7 @@ impl LocalApic {
     /// # Errors
     /// #GP if the APIC is not in x2APIC mode, or there is no such register, or it is write-only (table 11-6).
     #[inline]
-    pub fn msr_read(&self, now: Time, index: u32) -> Result<u64, Gp> {
+    pub fn msr_read(&self, clock: impl TimeSource, index: u32) -> Result<u64, Gp> {
         let offset = register_of(index)?;
         if self.mode() != ApicMode::X2Apic {
             return Err(Gp);
@@ -94,7 +127,35 @@ impl LocalApic {
         match offset {
             reg::ICR_LOW => Ok(u64::from(self.page.get(reg::ICR_HIGH)) << 32 | u64::from(self.page.get(reg::ICR_LOW))),
             reg::EOI | reg::ICR_HIGH | reg::DFR | reg::APR | reg::RRD => Err(Gp),
-            _ => self.read(now, offset).map(u64::from).ok_or(Gp),
+            _ => self.read(clock, offset).map(u64::from).ok_or(Gp),
+        }
+    }
+
+    /// The x2APIC writes on which systems spend their time: EOI, IPI to oneself, initial count. `None`: nothing is done yet, and
+    /// [`LocalApic::msr_write`] knows.
+    #[inline(always)]
+    pub fn quick_msr_write(&self, clock: impl TimeSource, index: u32, value: u64) -> Option<QuickEffect> {
+        if self.mode() != ApicMode::X2Apic {
+            return None;
+        }
+        match index {
+            x2apic::EOI if value == 0 => Some(self.eoi().map_or(QuickEffect::None, QuickEffect::Eoi)),
+            x2apic::ICR => {
+                let (low, high) = (value as u32, (value >> 32) as u32);
+                let me = low & (icr::SHORTHAND | icr::DELIVERY) == SELF
+                    || low & SELECTION == 0 && high == self.id() && high != BROADCAST;
+                if !me || low & !(icr::WRITABLE | icr::DELIVERY_STATUS) != 0 {
+                    return None;
+                }
+                self.set_icr(low, high);
+                self.send_to_self(low as u8);
+                Some(QuickEffect::None)
+            }
+            x2apic::TMICT if value <= u64::from(u32::MAX) => {
+                self.write_initial_count(clock.now(), value as u32);
+                Some(QuickEffect::Timer)
+            }
+            _ => None,
         }
     }
 
@@ -102,9 +163,7 @@ impl LocalApic {
     ///
     /// # Errors
     /// #GP if the APIC is not in x2APIC mode, or there is no such register, or it is read-only, or a reserved bit is set (11.12.1.2).
-    // Inlined into its one caller, where the effects are then jumps instead of values.
-    #[inline(always)]
-    pub fn msr_write(&self, now: Time, index: u32, value: u64) -> Result<Effect, Gp> {
+    pub fn msr_write(&self, clock: impl TimeSource, index: u32, value: u64) -> Result<Effect, Gp> {
         if self.mode() != ApicMode::X2Apic {
             return Err(Gp);
         }
@@ -112,38 +171,44 @@ impl LocalApic {
         match index {
             x2apic::EOI => {
                 within(0)?;
-                return Ok(self.eoi());
+                return Ok(self.eoi().map_or(Effect::None, |vector| Effect::Eoi { vector }));
             }
-            x2apic::ICR => return self.write_icr(value),
-            x2apic::TMICT => return Ok(self.write_initial_count(now, within(u32::MAX)?)),
+            x2apic::ICR => {
+                let (low, high) = (value as u32, (value >> 32) as u32);
+                if low & !(icr::WRITABLE | icr::DELIVERY_STATUS) != 0 {
+                    return Err(Gp);
+                }
+                self.set_icr(low, high);
+                return Ok(self.send(low & icr::WRITABLE, high));
+            }
+            x2apic::TMICT => return Ok(self.write_initial_count(clock.now(), within(u32::MAX)?)),
+            x2apic::TDCR => return Ok(self.write_divide(clock.now(), within(TDCR_WRITABLE)?)),
+            x2apic::LVT_TIMER..=x2apic::LVT_ERROR => {
+                let offset = register_of(index)?;
+                let value = within(lvt::writable(offset) | lvt::read_only(offset))?;
+                return Ok(self.write_lvt(clock.now(), offset, value));
+            }
             x2apic::TPR => self.set_tpr(within(0xff)? as u8),
             x2apic::SELF_IPI => {
                 let vector = within(0xff)? as u8;
                 self.send_to_self(vector);
             }
-            _ => return self.msr_write_rare(now, index, value),
+            x2apic::SVR => self.write_svr(within(svr::WRITABLE)?),
+            x2apic::ESR => {
+                within(0)?;
+                self.write_esr();
+            }
+            _ => return Err(Gp),
         }
         Ok(Effect::None)
     }
 
+    /// The ICR keeps what was written but the delivery status, which is always idle.
     #[inline(always)]
-    fn write_icr(&self, value: u64) -> Result<Effect, Gp> {
-        const SELF: u32 = (Shorthand::Myself as u32) << icr::SHORTHAND_SHIFT;
-        let (low, high) = (value as u32, (value >> 32) as u32);
-        if low & !(icr::WRITABLE | icr::DELIVERY_STATUS) != 0 {
-            return Err(Gp);
-        }
-        let low = low & icr::WRITABLE;
-        self.page.set(reg::ICR_LOW, low);
+    fn set_icr(&self, low: u32, high: u32) {
+        self.page.set(reg::ICR_LOW, low & icr::WRITABLE);
         self.page.set(reg::ICR_HIGH, high);
         self.page.set(reg::ICR_HIGH_X2APIC, high);
-        // The usual self IPIs, without further ado.
-        let kind = low & (icr::SHORTHAND | icr::DELIVERY | icr::LOGICAL);
-        if kind & !icr::LOGICAL == SELF || kind == 0 && high == self.id() && high != BROADCAST {
-            self.send_to_self(low as u8);
-            return Ok(Effect::None);
-        }
-        Ok(self.send(low, high))
     }
 
     // --- both
@@ -196,27 +261,6 @@ impl LocalApic {
         }
     }
 
-    /// The arms of [`LocalApic::msr_write`] that need not be fast, apart so that the others need no stack frame.
-    #[cold]
-    fn msr_write_rare(&self, now: Time, index: u32, value: u64) -> Result<Effect, Gp> {
-        let within = |writable: u32| if value & !u64::from(writable) == 0 { Ok(value as u32) } else { Err(Gp) };
-        match index {
-            x2apic::TDCR => return Ok(self.write_divide(now, within(TDCR_WRITABLE)?)),
-            x2apic::LVT_TIMER..=x2apic::LVT_ERROR => {
-                let offset = register_of(index)?;
-                let value = within(lvt::writable(offset) | lvt::read_only(offset))?;
-                return Ok(self.write_lvt(now, offset, value));
-            }
-            x2apic::SVR => self.write_svr(within(svr::WRITABLE)?),
-            x2apic::ESR => {
-                within(0)?;
-                self.write_esr();
-            }
-            _ => return Err(Gp),
-        }
-        Ok(Effect::None)
-    }
-
     /// Spurious-interrupt vector register. Software-disabling the APIC masks the LVT (11.4.7.2); what is pending stays so.
     fn write_svr(&self, value: u32) {
         self.page.set(reg::SVR, value);
@@ -250,6 +294,15 @@ impl LocalApic {
         }
         Effect::None
     }
+}
+
+/// What [`LocalApic::quick_msr_write`] wants done: as [`Effect`], but without what makes that one large.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum QuickEffect {
+    None,
+    Timer,
+    /// The vector of [`Effect::Eoi`].
+    Eoi(u8),
 }
 
 /// MSRs of the registers that software writes in x2APIC mode (table 11-6).

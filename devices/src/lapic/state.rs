@@ -4,8 +4,8 @@ use super::{
     LocalApic, flag, mode_of,
     spec::{TDCR_WRITABLE, base, icr, lvt, reg, svr},
 };
+use crate::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use serde::{Deserialize, Serialize};
 
 /// What a [`LocalApic`] saves.

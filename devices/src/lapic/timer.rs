@@ -1,13 +1,15 @@
 //! The local APIC's timer (SDM vol. 3A, 11.5.4): its state is a function of time.
 
 use super::{
-    Effect, LocalApic, interleave,
+    Effect, LocalApic,
     spec::{TDCR_WRITABLE, divide_shift, lvt, reg},
 };
-use crate::interrupt::Trigger;
-use core::sync::atomic::{
-    AtomicU64,
-    Ordering::{AcqRel, Acquire, Relaxed, Release},
+use crate::{
+    interrupt::Trigger,
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{AcqRel, Acquire, Relaxed, Release},
+    },
 };
 use x86defs::{Duration, Rate, Time};
 
@@ -63,7 +65,7 @@ pub(super) struct Timer {
 }
 
 impl Timer {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { expiry: AtomicU64::new(NEVER), tsc_deadline: AtomicU64::new(0) }
     }
 
@@ -119,7 +121,6 @@ impl LocalApic {
             }
             _ => NEVER,
         };
-        interleave::point();
         // If this fails, then another CPU has noticed the same expiry, or the owner has programmed the timer anew.
         self.timer.expiry.compare_exchange(expiry, next, AcqRel, Acquire).is_ok() && self.deliver_lvt(entry, Trigger::Edge)
     }

@@ -111,6 +111,7 @@ impl Pic {
         self.output = self.master.request().is_some();
     }
 
+    #[inline(always)]
     fn read(&mut self, offset: u16) -> u8 {
         let a0 = offset & 1 != 0;
         let (value, acknowledged) = match offset & !1 {

@@ -167,6 +167,7 @@ impl Pit {
         value.bits()
     }
 
+    #[inline(always)]
     fn read(&mut self, tick: u64, offset: u16) -> u8 {
         match offset {
             PORT_61_OFFSET => self.read_port_61(tick),

@@ -431,6 +431,7 @@ impl Uart {
         self.update_line();
     }
 
+    #[inline(always)]
     fn read(&mut self, now: Time, offset: u16) -> u8 {
         let dlab = self.lcr.contains(Lcr::DLAB);
         let [divisor_low, divisor_high] = self.divisor.to_le_bytes();

@@ -22,7 +22,7 @@ use devices::{
 };
 pub use ports::{Overlap, PortMap};
 use spin::Mutex;
-use x86defs::{Gpa, Time, Width};
+use x86defs::{Gpa, Time, TimeSource, Width};
 
 /// Who answers a port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -151,21 +151,30 @@ impl Board {
         CLAIMS.iter().any(|&(_, first, count)| (first..first + count).contains(&port)).then_some(port)
     }
 
-    /// IN. What nobody claims reads all ones.
-    pub fn port_read(&self, now: Time, port: u16, width: Width) -> u32 {
-        let Some((owner, offset)) = self.ports.find(port) else { return width.mask() as u32 };
+    /// IN. `clock` is asked only if the device wants to know the time. What nobody claims reads all ones.
+    #[inline(always)]
+    pub fn port_read(&self, clock: impl TimeSource, port: u16, width: Width) -> u32 {
+        match self.ports.find(port) {
+            Some((owner, offset)) => self.device_read(owner, clock.now(), port, offset, width),
+            None => width.mask() as u32,
+        }
+    }
+
+    /// Each device's way is a function of its own, so that none pays for another's registers and stack.
+    #[inline(always)]
+    fn device_read(&self, owner: PortOwner, now: Time, port: u16, offset: u16, width: Width) -> u32 {
         match owner {
             PortOwner::Pic => self.router.pic_read(now, port, width),
-            PortOwner::Pit => self.pit.lock().port_read(now, offset, width),
-            PortOwner::Port61 => self.pit.lock().port_read(now, pit::PORT_61_OFFSET, width),
+            PortOwner::Pit => read(&self.pit, now, offset, width),
+            PortOwner::Port61 => read(&self.pit, now, pit::PORT_61_OFFSET, width),
             PortOwner::Rtc => self.timed_read(&self.rtc, now, offset, width),
             PortOwner::Uart => self.timed_read(&self.uart, now, offset, width),
-            PortOwner::Pci => self.pci.lock().port_read(now, offset, width),
+            PortOwner::Pci => read(&self.pci, now, offset, width),
             PortOwner::AcpiPm => self.timed_read(&self.pm, now, offset, width),
-            PortOwner::I8042Data => self.i8042.lock().port_read(now, i8042::DATA_OFFSET, width),
-            PortOwner::I8042Command => self.i8042.lock().port_read(now, i8042::COMMAND_OFFSET, width),
-            PortOwner::Port92 => self.port_92.lock().port_read(now, offset, width),
-            PortOwner::PostCode => self.post_code.lock().port_read(now, offset, width),
+            PortOwner::I8042Data => read(&self.i8042, now, i8042::DATA_OFFSET, width),
+            PortOwner::I8042Command => read(&self.i8042, now, i8042::COMMAND_OFFSET, width),
+            PortOwner::Port92 => read(&self.port_92, now, offset, width),
+            PortOwner::PostCode => read(&self.post_code, now, offset, width),
             PortOwner::DebugExit => width.mask() as u32,
         }
     }
@@ -208,6 +217,7 @@ impl Board {
     }
 
     /// A read that may move the device's deadline.
+    #[inline(never)]
     fn timed_read<D: PortDevice + TimedDevice>(&self, device: &Mutex<D>, now: Time, offset: u16, width: Width) -> u32 {
         let mut device = device.lock();
         let before = device.deadline();
@@ -252,10 +262,16 @@ impl Board {
     }
 
     /// Device memory, as vCPU `vcpu` reads it. What nobody claims reads all ones.
-    pub fn mmio_read(&self, vcpu: u32, now: Time, gpa: Gpa, width: Width) -> u64 {
+    #[inline(always)]
+    pub fn mmio_read(&self, vcpu: u32, clock: impl TimeSource, gpa: Gpa, width: Width) -> u64 {
         if let Some(apic) = self.lapic_at(vcpu, gpa) {
-            return apic.mmio_read(now, gpa.page_offset(), width);
+            return apic.mmio_read(clock, gpa.page_offset(), width);
         }
+        self.shared_read(gpa, width)
+    }
+
+    #[inline(never)]
+    fn shared_read(&self, gpa: Gpa, width: Width) -> u64 {
         if gpa.page().0 == layout::IOAPIC_BASE {
             return self.router.ioapic_read(gpa.page_offset(), width);
         }
@@ -263,15 +279,24 @@ impl Board {
     }
 
     /// Device memory, as vCPU `vcpu` writes it. What nobody claims is dropped.
-    pub fn mmio_write(&self, vcpu: u32, now: Time, gpa: Gpa, width: Width, value: u64) {
+    #[inline(always)]
+    pub fn mmio_write(&self, vcpu: u32, clock: impl TimeSource, gpa: Gpa, width: Width, value: u64) {
         if let Some(apic) = self.lapic_at(vcpu, gpa) {
-            let effect = apic.mmio_write(now, gpa.page_offset(), width, value);
+            let effect = apic.mmio_write(clock, gpa.page_offset(), width, value);
             self.lapic_effect(vcpu, effect);
-        } else if gpa.page().0 == layout::IOAPIC_BASE {
+        } else {
+            self.shared_write(gpa, width, value);
+        }
+    }
+
+    #[inline(never)]
+    fn shared_write(&self, gpa: Gpa, width: Width, value: u64) {
+        if gpa.page().0 == layout::IOAPIC_BASE {
             self.router.ioapic_write(gpa.page_offset(), width, value);
         }
     }
 
+    #[inline(always)]
     fn lapic_at(&self, vcpu: u32, gpa: Gpa) -> Option<&LocalApic> {
         let apic = self.router.apics().get(vcpu as usize)?;
         (apic.mmio_base() == Some(gpa.page().0)).then_some(&**apic)
@@ -304,6 +329,12 @@ impl Board {
 
     fn timers_changed(&self) {
         self.timers_changed.store(true, Ordering::Release);
+    }
+
+    /// True if a device access has left nothing to be seen to: no changed deadline, nobody to wake, no event.
+    #[inline(always)]
+    pub fn is_quiet(&self) -> bool {
+        !self.timers_changed.load(Ordering::Relaxed) && !self.has_events() && !self.router.has_woken()
     }
 
     /// True once after a deadline may have changed.
@@ -368,6 +399,11 @@ impl Board {
         self.uart.lock().receive(now, byte);
         self.timers_changed();
     }
+}
+
+#[inline(never)]
+fn read<D: PortDevice>(device: &Mutex<D>, now: Time, offset: u16, width: Width) -> u32 {
+    device.lock().port_read(now, offset, width)
 }
 
 #[cfg(test)]

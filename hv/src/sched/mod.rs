@@ -11,6 +11,9 @@
 //! waits, and with its CPU while it runs. A task that blocks on a CPU which has nothing else to do stays with that CPU ("held"), its registers
 //! loaded, until it wakes or the CPU gets other work.
 
+pub mod handover;
+#[cfg(all(test, loom))]
+mod model;
 #[cfg(test)]
 mod tests;
 
@@ -217,7 +220,8 @@ impl<T> Scheduler<T> {
     }
 
     /// Adds a blocked task: [`Scheduler::wake`] starts it. `affinity` must name a CPU that exists.
-    pub fn add(&mut self, id: TaskId, payload: T, affinity: CpuMask, paused: bool) {
+    pub fn add(&mut self, id: TaskId, payload: T, affinity: CpuMask, paused: bool, now: Time) {
+        self.count_all(now);
         let first = affinity.iter().next().unwrap_or(0);
         let task = Task {
             payload: Some(payload),
@@ -343,13 +347,14 @@ impl<T> Scheduler<T> {
     // --- wake-ups
 
     /// There may be something new for the task. Returns the CPU to kick: the one that has it, or one that should take it.
-    pub fn wake(&mut self, id: TaskId) -> Option<u32> {
-        let floor = self.floor;
-        let task = self.tasks.get_mut(&id)?;
-        match task.state {
+    pub fn wake(&mut self, id: TaskId, now: Time) -> Option<u32> {
+        match self.tasks.get(&id)?.state {
             State::Running(cpu) | State::Held(cpu) => Some(cpu),
             State::Ready => None,
             State::Blocked => {
+                self.count_all(now);
+                let floor = self.floor;
+                let task = self.tasks.get_mut(&id)?;
                 task.state = State::Ready;
                 task.vruntime = task.vruntime.max(floor.saturating_sub(WAKE_CREDIT));
                 if task.paused {
@@ -427,6 +432,14 @@ impl<T> Scheduler<T> {
         self.raise_floor();
     }
 
+    /// Counts what runs on any CPU, so that the floor is up to date: a task that runs alone is not looked at for as long as it is alone, and one that
+    /// joins it must not be taken for one that is so long behind.
+    fn count_all(&mut self, now: Time) {
+        for cpu in 0..self.cpus.len() as u32 {
+            self.count(cpu, now);
+        }
+    }
+
     /// The floor follows the task that is furthest behind among those that run or could, and never sinks.
     fn raise_floor(&mut self) {
         let running = self.cpus.iter().filter_map(|cpu| {
@@ -466,9 +479,7 @@ impl<T> Scheduler<T> {
             return;
         }
         // What runs has to be counted first, or a refill would forgive what it has used.
-        for cpu in 0..self.cpus.len() as u32 {
-            self.count(cpu, now);
-        }
+        self.count_all(now);
         for group in self.groups.values_mut() {
             group.refill(now);
         }
@@ -480,9 +491,13 @@ impl<T> Scheduler<T> {
         Duration((ROUND.0 * self.cpus.len() as u64 / ready).clamp(MIN_SLICE.0, MAX_SLICE.0))
     }
 
-    /// The current task has come back to its CPU: what now?
-    pub fn decide(&mut self, cpu: u32, now: Time, came: Came) -> Verdict {
-        self.count(cpu, now);
+    /// The current task has come back to its CPU: what now? It came back at `left`; what the host has done since then, for whomever, is not
+    /// counted as its run time.
+    pub fn decide(&mut self, cpu: u32, left: Time, now: Time, came: Came) -> Verdict {
+        self.count(cpu, left);
+        if let Some(slot) = self.cpu_mut(cpu) {
+            slot.since = slot.since.max(now);
+        }
         self.settle(now);
         let Some(&Cpu { current: Some(id), start, .. }) = self.cpus.get(cpu as usize) else { return Verdict::PutBack };
         let Some(task) = self.tasks.get(&id) else { return Verdict::Drop };

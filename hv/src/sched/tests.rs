@@ -39,12 +39,12 @@ impl Machine {
 
     fn add(&mut self, task: TaskId, share: Share, affinity: CpuMask) {
         self.sched.set_share(task.vm, share, self.now);
-        self.sched.add(task, task, affinity, false);
+        self.sched.add(task, task, affinity, false, self.now);
         self.wake(task);
     }
 
     fn wake(&mut self, task: TaskId) {
-        if let Some(cpu) = self.sched.wake(task) {
+        if let Some(cpu) = self.sched.wake(task, self.now) {
             self.look(cpu);
         }
     }
@@ -76,7 +76,7 @@ impl Machine {
                 }
             };
             let asleep = self.sleepy.contains(&task);
-            match self.sched.decide(cpu, self.now, if asleep { Came::Blocking } else { Came::Runnable }) {
+            match self.sched.decide(cpu, self.now, self.now, if asleep { Came::Blocking } else { Came::Runnable }) {
                 Verdict::Run(until) => {
                     assert!(!asleep);
                     self.cpus[slot] = (Some(task), until, true);
@@ -244,6 +244,57 @@ fn a_sleeper_is_back_soon_and_cannot_hoard() {
     assert!(m.work(1) > before, "runs within 2 ms of its wake-up");
     m.run_for(998);
     assert!(m.work(1) - before < 270 * MS, "has not saved up: {}", m.work(1) - before);
+}
+
+#[test]
+fn one_that_joins_a_lone_task_owes_it_nothing() {
+    let mut m = Machine::new(SchedulerKind::Credit2, 2);
+    m.add(id(1), weight(256), CpuMask::single(0));
+    m.add(id(2), weight(256), CpuMask::single(0));
+    m.sleep(id(2));
+    // Nobody looks at the one that runs.
+    m.run_for(1000);
+    let joined = [m.work(1), m.work(2)];
+    m.sleepy.clear();
+    m.wake(id(2));
+    m.add(id(3), weight(256), CpuMask::single(0));
+    m.run_for(60);
+    assert!(m.work(1) - joined[0] >= 15 * MS, "the old one got {}", m.work(1) - joined[0]);
+    assert!(m.work(2) - joined[1] >= 15 * MS && m.work(3) >= 15 * MS);
+}
+
+#[test]
+fn what_the_host_does_in_between_is_nobodys_run_time() {
+    let mut sched = Scheduler::new(SchedulerKind::Credit2, 1, Time(0));
+    sched.set_share(1, Share::default(), Time(0));
+    sched.add(id(1), id(1), CpuMask::ALL, false, Time(0));
+    sched.wake(id(1), Time(0));
+    assert!(sched.take(0, Time(0)).is_ok());
+    for n in 1..=10 {
+        let left = Time(n * 1000);
+        assert_eq!(sched.decide(0, left, left + Duration(300), Came::Runnable), Verdict::Run(None));
+    }
+    let ran = sched.tasks().next().map(|task| task.ran);
+    assert_eq!(ran, Some(1000 + 9 * 700));
+}
+
+/// Over 40 slices, from whenever on, no two guests differ by more than a slice at either end, however they were started.
+#[test]
+fn the_lag_is_bounded() {
+    let mut m = Machine::new(SchedulerKind::Credit2, 2);
+    for vm in 1..=16 {
+        m.add(id(vm), weight(256), CpuMask::ALL);
+        m.run_until(m.now + Duration(5_300_000 + 13_000 * u64::from(vm)));
+    }
+    m.run_for(50);
+    for _ in 0..20 {
+        let before: Vec<u64> = (1..=16).map(|vm| m.work(vm)).collect();
+        m.run_for(400);
+        let got: Vec<u64> = (1..=16).map(|vm| m.work(vm) - before[vm as usize - 1]).collect();
+        let (least, most) = (*got.iter().min().unwrap(), *got.iter().max().unwrap());
+        assert!(most - least <= 3 * MS, "{got:?}");
+        m.run_until(m.now + Duration(1_234_567));
+    }
 }
 
 #[test]

@@ -351,8 +351,9 @@ fn vcpu(value: &str) -> Result<u32, Misuse<'_>> {
 }
 
 /// The keys of `debug-keys`.
-pub(super) const DEBUG_KEYS: [(char, DebugKey, &str); 4] = [
-    ('d', DebugKey::Registers, "registers of this CPU"),
+pub(super) const DEBUG_KEYS: [(char, DebugKey, &str); 5] = [
+    ('d', DebugKey::Registers, "host CPUs and the registers of the vCPUs that they have"),
+    ('m', DebugKey::Memory, "memory to the byte"),
     ('q', DebugKey::Guests, "guests and the registers of their vCPUs"),
     ('r', DebugKey::RunQueues, "run queues"),
     ('t', DebugKey::Time, "clocks"),

@@ -11,7 +11,7 @@ use core::{
 };
 use x86defs::{Duration, Platform as _, Time};
 
-pub(super) struct FakeHost {
+pub struct FakeHost {
     pub guests: RefCell<Vec<(GuestInfo, Vec<VcpuInfo>)>>,
     /// What was asked, one entry a call.
     pub calls: RefCell<Vec<String>>,
@@ -26,9 +26,9 @@ pub(super) struct FakeHost {
     pub on_call: RefCell<Option<Arc<FakePlatform>>>,
 }
 
-pub(super) const SECOND: u64 = 1_000_000_000;
+pub const SECOND: u64 = 1_000_000_000;
 
-pub(super) fn guest(id: u32, name: &str, vcpus: u32, flags: GuestFlags) -> (GuestInfo, Vec<VcpuInfo>) {
+pub fn guest(id: u32, name: &str, vcpus: u32, flags: GuestFlags) -> (GuestInfo, Vec<VcpuInfo>) {
     let times = |n: u32| u64::from(n + 1) * 1_550_000_000;
     let infos = (0..vcpus).map(|n| VcpuInfo {
         id: n,
@@ -50,6 +50,12 @@ pub(super) fn guest(id: u32, name: &str, vcpus: u32, flags: GuestFlags) -> (Gues
         cap: 0,
     };
     (info, infos.collect())
+}
+
+impl Default for FakeHost {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl FakeHost {

@@ -219,7 +219,7 @@ impl fmt::Write for Screen<'_> {
     }
 }
 
-#[cfg(test)]
-mod fake;
+#[cfg(any(test, feature = "testing"))]
+pub mod fake;
 #[cfg(test)]
 mod tests;

@@ -123,8 +123,10 @@ pub enum Trigger {
 /// What `debug-keys` asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DebugKey {
-    /// `d`: this CPU's registers.
+    /// `d`: host CPUs, and the registers of the vCPUs that they have.
     Registers,
+    /// `m`: memory, to the byte.
+    Memory,
     /// `q`: guests and the registers of their vCPUs.
     Guests,
     /// `r`: run queues.

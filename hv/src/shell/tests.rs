@@ -372,7 +372,7 @@ fn debug_keys_in_a_row() {
     host.refusal.replace(Some(OperatorError::Unsupported));
     assert!(output(&host, "debug-keys d").ends_with("debug-keys: d: not possible on this host\n"));
     assert_eq!(output(&host, "debug-keys h"), output(&host, "debug-keys *").replace('*', "h"));
-    assert_eq!(output(&host, "debug-keys h").lines().count(), 5);
+    assert_eq!(output(&host, "debug-keys h").lines().count(), 6);
 }
 
 #[test]

@@ -1,26 +1,40 @@
 //! MSR exits: the local APIC's registers first (they are the hot ones), then the rest of the policy.
 
 use super::{Context, VirtCpu, pvclock};
-use devices::lapic::Effect;
-use x86defs::{Exception, Platform, Resume, msr};
+use devices::lapic::{Effect, QuickEffect};
+use x86defs::{Exception, Platform, Resume, Vcpu, msr};
 
 const X2APIC: core::ops::RangeInclusive<u32> = msr::X2APIC_BASE..=msr::X2APIC_LAST;
 
 impl<P: Platform> VirtCpu<P> {
     #[inline]
-    pub(super) fn msr_read(&mut self, cx: &Context<'_, P>, index: u32) -> Resume {
+    pub(super) fn msr_read(&mut self, cx: &Context<'_, P>, index: u32) {
         let value = match index {
-            index if X2APIC.contains(&index) => self.apic.msr_read(cx.clock.now(cx.platform), index).map_err(|_| super::Gp),
+            index if X2APIC.contains(&index) => self.apic.msr_read(cx, index).map_err(|_| super::Gp),
             msr::IA32_APIC_BASE => Ok(self.apic.base_msr()),
             msr::IA32_TSC_DEADLINE => Ok(self.apic.tsc_deadline()),
             pvclock::WALL_CLOCK | pvclock::SYSTEM_TIME => Ok(self.pvclock.read(index)),
             _ => self.msrs.read(&self.hw, &self.cpuid, cx.platform.tsc(), index),
         };
-        value.map_or_else(|_| self.msr_fault("RDMSR", index), Resume::MsrRead)
+        match value {
+            Ok(value) => self.hw.complete(Resume::MsrRead(value)),
+            Err(_) => self.msr_fault("RDMSR", index),
+        }
     }
 
-    #[inline]
-    pub(super) fn msr_write(&mut self, cx: &Context<'_, P>, index: u32, value: u64) -> Resume {
+    #[inline(always)]
+    pub(super) fn msr_write(&mut self, cx: &Context<'_, P>, index: u32, value: u64) {
+        match self.apic.quick_msr_write(cx, index, value) {
+            Some(QuickEffect::None) => {}
+            Some(QuickEffect::Timer) => cx.arm(self.apic.deadline()),
+            Some(QuickEffect::Eoi(vector)) => self.outer_effect(cx, Effect::Eoi { vector }),
+            None => return self.other_msr_write(cx, index, value),
+        }
+        self.hw.complete(Resume::Advance);
+    }
+
+    #[inline(never)]
+    fn other_msr_write(&mut self, cx: &Context<'_, P>, index: u32, value: u64) {
         let result = match index {
             index if X2APIC.contains(&index) => self.x2apic_write(cx, index, value),
             msr::IA32_APIC_BASE => self.apic.set_base_msr(value, self.cpuid.phys_bits()).map_err(|_| super::Gp),
@@ -38,30 +52,33 @@ impl<P: Platform> VirtCpu<P> {
             }
         };
         match result {
-            Ok(()) => Resume::Advance,
+            Ok(()) => self.hw.complete(Resume::Advance),
             Err(_) => self.msr_fault("WRMSR", index),
         }
     }
 
     #[inline]
     fn x2apic_write(&mut self, cx: &Context<'_, P>, index: u32, value: u64) -> Result<(), super::Gp> {
-        let now = cx.clock.now(cx.platform);
-        let effect = self.apic.msr_write(now, index, value).map_err(|_| super::Gp)?;
+        let effect = self.apic.msr_write(cx, index, value).map_err(|_| super::Gp)?;
         self.apic_effect(cx, effect);
         Ok(())
     }
 
     /// Carries out what a register write of the local APIC asks for. Its timer concerns this CPU alone.
-    #[inline]
+    #[inline(always)]
     fn apic_effect(&self, cx: &Context<'_, P>, effect: Effect) {
         match effect {
             Effect::None => {}
             Effect::Timer => cx.arm(self.apic.deadline()),
-            effect => {
-                self.vm.board.lapic_effect(self.id, effect);
-                self.after_device_access(cx);
-            }
+            effect => self.outer_effect(cx, effect),
         }
+    }
+
+    /// An effect beyond the local APIC.
+    #[inline(never)]
+    fn outer_effect(&self, cx: &Context<'_, P>, effect: Effect) {
+        self.vm.board.lapic_effect(self.id, effect);
+        self.wake_others(cx);
     }
 
     #[inline]
@@ -73,8 +90,8 @@ impl<P: Platform> VirtCpu<P> {
     }
 
     #[cold]
-    fn msr_fault(&self, what: &str, index: u32) -> Resume {
+    fn msr_fault(&mut self, what: &str, index: u32) {
         crate::log::debug!(target: crate::log::GUEST, "guest {}: {what} {index:#x} raises #GP", self.vm.name());
-        Resume::Fault(Exception::GP)
+        self.fault(Exception::GP);
     }
 }

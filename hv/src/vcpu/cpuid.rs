@@ -350,9 +350,19 @@ impl CpuidPolicy {
     }
 
     /// What CPUID answers.
-    #[inline]
+    #[inline(always)]
     #[must_use]
-    pub fn leaf(&self, leaf: u32, subleaf: u32, context: CpuidContext) -> CpuidResult {
+    pub fn leaf(&self, leaf: u32, subleaf: u32, context: impl FnOnce() -> CpuidContext) -> CpuidResult {
+        /// Basic leaves with subleaves, or with parts that depend on registers.
+        const DYNAMIC: u32 = 1 << 1 | 1 << 4 | 1 << 7 | 1 << 0xb | 1 << 0xd;
+        if leaf <= MAX_BASIC && DYNAMIC >> leaf & 1 == 0 {
+            return self.basic[leaf as usize];
+        }
+        self.dynamic_leaf(leaf, subleaf, context())
+    }
+
+    #[inline(never)]
+    fn dynamic_leaf(&self, leaf: u32, subleaf: u32, context: CpuidContext) -> CpuidResult {
         if leaf <= MAX_BASIC {
             match leaf {
                 1 => {
@@ -447,7 +457,7 @@ impl CpuidPolicy {
             0x4000_0002..=0x4fff_ffff => CpuidResult::default(),
             // Intel answers an out-of-range leaf with the data of the highest basic leaf, AMD with zeroes.
             _ if self.amd => CpuidResult::default(),
-            _ => self.leaf(self.max_basic, 0, context),
+            _ => self.leaf(self.max_basic, 0, || context),
         }
     }
 }
@@ -488,11 +498,11 @@ mod tests {
     fn virtualisation_and_host_only_features_are_hidden() {
         // The fake host answers all ones to every feature leaf.
         let p = policy(1, 0);
-        let one = p.leaf(1, 0, RESET);
+        let one = p.leaf(1, 0, || RESET);
         assert_eq!(one.ecx & (1 << 5 | 1 << 3 | 1 << 6 | 1 << 15), 0, "VMX, MONITOR, SMX, PDCM");
-        assert_eq!(p.leaf(0x8000_0001, 0, RESET).ecx & (1 << 2 | 1 << 12 | 1 << 23), 0, "SVM, SKINIT, PERFCTR");
-        assert_eq!(p.leaf(0xa, 0, RESET), CpuidResult::default(), "no performance counters");
-        assert_eq!(p.leaf(5, 0, RESET), CpuidResult::default(), "no MWAIT");
+        assert_eq!(p.leaf(0x8000_0001, 0, || RESET).ecx & (1 << 2 | 1 << 12 | 1 << 23), 0, "SVM, SKINIT, PERFCTR");
+        assert_eq!(p.leaf(0xa, 0, || RESET), CpuidResult::default(), "no performance counters");
+        assert_eq!(p.leaf(5, 0, || RESET), CpuidResult::default(), "no MWAIT");
         assert_ne!(one.ecx & L1_ECX_HYPERVISOR, 0);
         assert_eq!(p.cr4_allowed() & (Cr4::VMXE | Cr4::SMXE).bits(), 0);
     }
@@ -500,47 +510,47 @@ mod tests {
     #[test]
     fn osxsave_follows_cr4() {
         let p = policy(1, 0);
-        assert_eq!(p.leaf(1, 0, RESET).ecx & L1_ECX_OSXSAVE, 0);
+        assert_eq!(p.leaf(1, 0, || RESET).ecx & L1_ECX_OSXSAVE, 0);
         let on = CpuidContext { cr4: Cr4::OSXSAVE.bits(), xcr0: 1 };
-        assert_ne!(p.leaf(1, 0, on).ecx & L1_ECX_OSXSAVE, 0);
+        assert_ne!(p.leaf(1, 0, || on).ecx & L1_ECX_OSXSAVE, 0);
     }
 
     #[test]
     fn topology_is_consistent() {
         let p = policy(4, 3);
-        assert_eq!(p.leaf(1, 0, RESET).ebx >> 24, 3);
-        assert_eq!(p.leaf(1, 0, RESET).ebx >> 16 & 0xff, 4);
-        assert_eq!(p.leaf(0xb, 1, RESET), CpuidResult { eax: 2, ebx: 4, ecx: 2 << 8 | 1, edx: 3 });
-        assert_eq!(p.leaf(0xb, 0, RESET).edx, 3);
-        assert_ne!(p.leaf(1, 0, RESET).edx & L1_EDX_HTT, 0);
-        assert_eq!(policy(1, 0).leaf(1, 0, RESET).edx & L1_EDX_HTT, 0);
+        assert_eq!(p.leaf(1, 0, || RESET).ebx >> 24, 3);
+        assert_eq!(p.leaf(1, 0, || RESET).ebx >> 16 & 0xff, 4);
+        assert_eq!(p.leaf(0xb, 1, || RESET), CpuidResult { eax: 2, ebx: 4, ecx: 2 << 8 | 1, edx: 3 });
+        assert_eq!(p.leaf(0xb, 0, || RESET).edx, 3);
+        assert_ne!(p.leaf(1, 0, || RESET).edx & L1_EDX_HTT, 0);
+        assert_eq!(policy(1, 0).leaf(1, 0, || RESET).edx & L1_EDX_HTT, 0);
     }
 
     #[test]
     fn every_leaf_says_the_same_of_three_cores() {
         let intel = policy(3, 2);
-        assert_eq!(intel.leaf(1, 0, RESET).ebx >> 16, 2 << 8 | 4, "four APIC ids");
-        assert_eq!(intel.leaf(0xb, 1, RESET), CpuidResult { eax: 2, ebx: 3, ecx: 2 << 8 | 1, edx: 2 });
+        assert_eq!(intel.leaf(1, 0, || RESET).ebx >> 16, 2 << 8 | 4, "four APIC ids");
+        assert_eq!(intel.leaf(0xb, 1, || RESET), CpuidResult { eax: 2, ebx: 3, ecx: 2 << 8 | 1, edx: 2 });
         // The fake host's caches are of level 7, which all cores share.
-        assert_eq!(intel.leaf(4, 0, RESET).eax >> 14, 3 << 12 | 3);
-        assert_eq!(intel.leaf(0x8000_0008, 0, RESET).ecx, 0);
+        assert_eq!(intel.leaf(4, 0, || RESET).eax >> 14, 3 << 12 | 3);
+        assert_eq!(intel.leaf(0x8000_0008, 0, || RESET).ecx, 0);
 
         let platform = FakePlatform::amd();
         let amd = CpuidPolicy::new(&platform, 2, 3, &Xcr0Policy::new(&platform));
-        assert_eq!(amd.leaf(1, 0, RESET).ebx >> 16, 2 << 8 | 3, "three processors");
-        assert_eq!(amd.leaf(0xb, 1, RESET), intel.leaf(0xb, 1, RESET));
-        assert_eq!(amd.leaf(0x8000_0008, 0, RESET).ecx, 2 << 12 | 2);
-        assert_eq!(amd.leaf(0x8000_001d, 0, RESET).eax >> 14 & 0xfff, 2);
-        assert_eq!(amd.leaf(0x8000_001e, 0, RESET), CpuidResult { eax: 2, ebx: 2, ecx: 0, edx: 0 });
-        assert_ne!(amd.leaf(0x8000_0001, 0, RESET).ecx & X1_ECX_CMP_LEGACY, 0);
+        assert_eq!(amd.leaf(1, 0, || RESET).ebx >> 16, 2 << 8 | 3, "three processors");
+        assert_eq!(amd.leaf(0xb, 1, || RESET), intel.leaf(0xb, 1, || RESET));
+        assert_eq!(amd.leaf(0x8000_0008, 0, || RESET).ecx, 2 << 12 | 2);
+        assert_eq!(amd.leaf(0x8000_001d, 0, || RESET).eax >> 14 & 0xfff, 2);
+        assert_eq!(amd.leaf(0x8000_001e, 0, || RESET), CpuidResult { eax: 2, ebx: 2, ecx: 0, edx: 0 });
+        assert_ne!(amd.leaf(0x8000_0001, 0, || RESET).ecx & X1_ECX_CMP_LEGACY, 0);
     }
 
     #[test]
     fn tsc_frequency_leaves_agree() {
         let p = policy(1, 0);
-        let l = p.leaf(0x15, 0, RESET);
+        let l = p.leaf(0x15, 0, || RESET);
         let tsc_khz = u64::from(l.ecx) / 1000 * u64::from(l.ebx) / u64::from(l.eax);
-        assert_eq!(tsc_khz, u64::from(p.leaf(0x4000_0010, 0, RESET).eax));
+        assert_eq!(tsc_khz, u64::from(p.leaf(0x4000_0010, 0, || RESET).eax));
     }
 
     #[test]
@@ -548,7 +558,7 @@ mod tests {
         let p = policy(2, 1);
         for leaf in (0..0x40).chain(0x4000_0000..0x4000_0120).chain(0x8000_0000..0x8000_0040).chain([u32::MAX]) {
             for subleaf in [0, 1, 2, 31, 32, 63, u32::MAX] {
-                let _ = p.leaf(leaf, subleaf, RESET);
+                let _ = p.leaf(leaf, subleaf, || RESET);
             }
         }
     }

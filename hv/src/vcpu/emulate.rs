@@ -1,12 +1,13 @@
 //! The instruction emulator's view of a vCPU: translation through the guest's own tables, RAM or device behind the address, ports.
 
+use super::Context;
 use crate::vm::Vm;
 use alloc::sync::Arc;
-use emul::{Cpu, Privilege, Stop};
+use emul::{Cpu, Mode, Privilege, Stop};
 use x86defs::{
-    Access, DescriptorTable, Gpa, Gprs, GuestMemory, GuestMemoryExt, Gva, OutsideRam, Platform, Segment, SegmentRegister, Time,
-    Vcpu, Width,
-    paging::{self, TranslateError},
+    Access, DescriptorTable, Gpa, Gpr, Gprs, GuestMemory, GuestMemoryExt, Gva, OutsideRam, PAGE_SIZE, Platform, Segment,
+    SegmentRegister, Time, TimeSource, Vcpu, Width,
+    paging::{self, FetchCache, TranslateError},
 };
 
 /// Why an instruction could not be emulated, for the guest's crash report.
@@ -23,13 +24,19 @@ pub(super) struct Emulation<'a, P: Platform> {
     pub hw: &'a mut P::Vcpu,
     pub vm: &'a Arc<Vm<P>>,
     pub vcpu_id: u32,
-    pub now: Time,
+    pub cx: &'a Context<'a, P>,
+    /// The access to device memory that the exit was about.
+    pub operand: Option<Gpa>,
+    pub fetches: &'a mut FetchCache,
     pub error: Option<EmulationError>,
+    /// When the first port was accessed: near enough for the others of a REP string.
+    pub now: Option<Time>,
 }
 
 impl<P: Platform> Emulation<'_, P> {
+    #[inline(always)]
     fn ram(&self, gpa: Gpa, width: Width) -> bool {
-        self.vm.memory.is_ram(gpa, width.bytes() as u64)
+        self.operand != Some(gpa) && self.vm.memory.is_ram(gpa, width.bytes() as u64)
     }
 }
 
@@ -39,6 +46,14 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
     }
     fn gprs_mut(&mut self) -> &mut Gprs {
         self.hw.gprs_mut()
+    }
+    #[inline(always)]
+    fn gpr(&self, register: Gpr) -> u64 {
+        self.hw.gpr(register)
+    }
+    #[inline(always)]
+    fn set_gpr(&mut self, register: Gpr, value: u64) {
+        self.hw.set_gpr(register, value);
     }
     fn rip(&self) -> u64 {
         self.hw.rip()
@@ -58,6 +73,10 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
     fn xcr0(&self) -> u64 {
         self.hw.xcr0()
     }
+    #[inline]
+    fn in_64_bit_mode(&self) -> bool {
+        self.hw.in_64_bit_mode()
+    }
     fn cpl(&self) -> u8 {
         self.hw.cpl()
     }
@@ -71,9 +90,42 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
         self.hw.state().gdtr
     }
 
+    #[inline(always)]
+    fn instruction(&mut self, mode: Mode) -> Option<[u8; 16]> {
+        let rip = self.hw.rip();
+        let memory = &*self.vm.memory;
+        let gpa = match mode {
+            Mode::Long => {
+                is_within_page(rip).then_some(())?;
+                match self.fetches.find(memory, self.hw.cr3(), Gva(rip)) {
+                    Some(gpa) => gpa,
+                    None => self.fetches.walk(memory, &self.hw.paging(), Gva(rip))?,
+                }
+            }
+            Mode::Protected => {
+                let cs = self.hw.segment(SegmentRegister::Cs);
+                let linear = cs.base.wrapping_add(rip) & 0xffff_ffff;
+                let room = u64::from(cs.limit).saturating_sub(rip);
+                (is_within_page(linear) && room >= 16).then_some(())?;
+                paging::translate_quickly(memory, &self.hw.paging(), Gva(linear), Access::Execute, false)?
+            }
+            Mode::Real | Mode::Virtual8086 => return None,
+        };
+        memory.read_block(gpa)
+    }
+
+    #[inline(always)]
+    fn operand(&self) -> Option<Gpa> {
+        self.operand
+    }
+
     fn translate(&mut self, gva: Gva, access: Access, privilege: Privilege) -> Result<Gpa, Stop> {
         let context = self.hw.paging();
-        match paging::translate(&*self.vm.memory, &context, gva, access, privilege == Privilege::System) {
+        let system = privilege == Privilege::System;
+        if let Some(gpa) = paging::translate_quickly(&*self.vm.memory, &context, gva, access, system) {
+            return Ok(gpa);
+        }
+        match paging::translate(&*self.vm.memory, &context, gva, access, system) {
             Ok(gpa) => Ok(gpa),
             Err(TranslateError::Fault(exception)) => Err(Stop::Fault(exception)),
             Err(TranslateError::TableOutsideRam(gpa)) => {
@@ -83,6 +135,10 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
         }
     }
 
+    fn read_ram(&mut self, gpa: Gpa, buf: &mut [u8]) -> bool {
+        self.vm.memory.read(gpa, buf).is_ok()
+    }
+
     fn fetch(&mut self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Stop> {
         self.vm.memory.read(gpa, buf).map_err(|OutsideRam(at)| {
             self.error = Some(EmulationError::FetchOutsideRam(at));
@@ -90,6 +146,7 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
         })
     }
 
+    #[inline(always)]
     fn read(&mut self, gpa: Gpa, width: Width) -> Result<u64, Stop> {
         if self.ram(gpa, width) {
             let mut buf = [0; 8];
@@ -99,9 +156,10 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
                 Err(_) => Ok(width.mask()),
             };
         }
-        Ok(self.vm.mmio_read(self.vcpu_id, self.now, gpa, width))
+        Ok(self.vm.board.mmio_read(self.vcpu_id, self.cx, gpa, width))
     }
 
+    #[inline(always)]
     fn write(&mut self, gpa: Gpa, width: Width, value: u64) -> Result<(), Stop> {
         if self.ram(gpa, width) {
             let bytes = value.to_le_bytes();
@@ -109,13 +167,13 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
             let _ = self.vm.memory.write(gpa, bytes.get(..width.bytes()).ok_or(Stop::Abort)?);
             return Ok(());
         }
-        self.vm.mmio_write(self.vcpu_id, self.now, gpa, width, value);
+        self.vm.board.mmio_write(self.vcpu_id, self.cx, gpa, width, value);
         Ok(())
     }
 
     fn compare_exchange(&mut self, gpa: Gpa, width: Width, old: u64, new: u64) -> Result<u64, Stop> {
         if !self.ram(gpa, width) {
-            self.vm.mmio_write(self.vcpu_id, self.now, gpa, width, new);
+            self.vm.board.mmio_write(self.vcpu_id, self.cx, gpa, width, new);
             return Ok(old);
         }
         if !gpa.is_aligned(width.bytes() as u64) {
@@ -145,11 +203,12 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
     }
 
     fn port_in(&mut self, port: u16, width: Width) -> Result<u32, Stop> {
-        Ok(self.vm.board.port_read(self.now, port, width))
+        Ok(self.vm.board.port_read(self.cx, port, width))
     }
 
     fn port_out(&mut self, port: u16, width: Width, value: u32) -> Result<(), Stop> {
-        self.vm.board.port_write(self.now, port, width, value);
+        let now = *self.now.get_or_insert_with(|| self.cx.now());
+        self.vm.board.port_write(now, port, width, value);
         Ok(())
     }
 
@@ -162,4 +221,10 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
     fn set_ymm(&mut self, index: u8, value: [u128; 2]) {
         self.hw.set_ymm(index, value);
     }
+}
+
+/// The longest instruction at `linear` does not reach into the next page.
+#[inline(always)]
+const fn is_within_page(linear: u64) -> bool {
+    linear % PAGE_SIZE <= PAGE_SIZE - 16
 }

@@ -20,7 +20,7 @@ use crate::{clock::Clock, vm::Vm};
 use alloc::{boxed::Box, sync::Arc};
 use core::fmt;
 use devices::{interrupt::CpuSet, lapic::LocalApic};
-use x86defs::{EntryFailure, Exception, Gpa, Platform, Resume, Time, Vcpu, VcpuState};
+use x86defs::{EntryFailure, Gpa, Platform, Time, TimeSource, Vcpu, VcpuState, paging::FetchCache};
 
 pub use control::{Gp, Xcr0Policy};
 pub use cpuid::{APIC_BUS_HZ, BULKHEAD_BASE, CpuidContext, CpuidPolicy};
@@ -85,8 +85,6 @@ pub struct VirtCpu<P: Platform> {
     /// Index within the guest.
     pub(crate) id: u32,
     pub(crate) activity: Activity,
-    /// The answer to the last exit, not yet given.
-    pub(crate) resume: Resume,
     pub(crate) cpuid: Box<CpuidPolicy>,
     pub(crate) msrs: Box<MsrState>,
     pvclock: pvclock::PvClock,
@@ -96,6 +94,7 @@ pub struct VirtCpu<P: Platform> {
     /// It was halted with RFLAGS.IF set.
     interruptible: bool,
     pub(crate) stats: Stats,
+    fetches: FetchCache,
 }
 
 /// Counters for reports.
@@ -116,6 +115,13 @@ pub struct Context<'a, P: Platform> {
     pub armed: &'a core::cell::Cell<u64>,
     /// Tells vCPUs of the guest that there is something new for them.
     pub wake: &'a dyn Fn(&Vm<P>, CpuSet),
+}
+
+impl<P: Platform> TimeSource for Context<'_, P> {
+    #[inline(always)]
+    fn now(&self) -> Time {
+        self.clock.now(self.platform)
+    }
 }
 
 impl<P: Platform> Context<'_, P> {
@@ -155,7 +161,6 @@ impl<P: Platform> VirtCpu<P> {
             apic,
             id,
             activity,
-            resume: Resume::Retry,
             cpuid,
             msrs: Box::new(msrs),
             pvclock: pvclock::PvClock::default(),
@@ -163,6 +168,7 @@ impl<P: Platform> VirtCpu<P> {
             window: false,
             interruptible: false,
             stats: Stats::default(),
+            fetches: FetchCache::new(),
         }
     }
 
@@ -200,11 +206,6 @@ impl<P: Platform> VirtCpu<P> {
         }
         writeln!(out, "GDT {:016x}+{:04x} IDT {:016x}+{:04x}", s.gdtr.base, s.gdtr.limit, s.idtr.base, s.idtr.limit)?;
         self.hw.dump(out)
-    }
-
-    /// An exception as the answer to an exit.
-    pub(crate) const fn gp() -> Resume {
-        Resume::Fault(Exception::GP)
     }
 }
 

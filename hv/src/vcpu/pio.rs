@@ -1,20 +1,20 @@
 //! Port exits: to the board's bus, or for strings to the instruction emulator.
 
 use super::{Context, Stop, VirtCpu};
-use x86defs::{Platform, Resume, Width};
+use x86defs::{Platform, Resume, TimeSource, Vcpu, Width};
 
 impl<P: Platform> VirtCpu<P> {
-    #[inline]
-    pub(super) fn port_read(&mut self, cx: &Context<'_, P>, port: u16, width: Width) -> Resume {
-        let value = self.vm.board.port_read(cx.clock.now(cx.platform), port, width);
-        self.after_device_access(cx);
-        Resume::PortRead(value)
+    #[inline(always)]
+    pub(super) fn port_read(&mut self, cx: &Context<'_, P>, port: u16, width: Width) -> Result<(), Stop> {
+        let value = self.vm.board.port_read(cx, port, width);
+        self.hw.complete(Resume::PortRead(value));
+        self.after_device_access(cx)
     }
 
     #[inline]
-    pub(super) fn port_write(&mut self, cx: &Context<'_, P>, port: u16, width: Width, value: u32) -> Result<Resume, Stop> {
-        self.vm.board.port_write(cx.clock.now(cx.platform), port, width, value);
-        self.after_device_access(cx);
-        self.check_board(cx, Resume::Advance)
+    pub(super) fn port_write(&mut self, cx: &Context<'_, P>, port: u16, width: Width, value: u32) -> Result<(), Stop> {
+        self.vm.board.port_write(cx.now(), port, width, value);
+        self.hw.complete(Resume::Advance);
+        self.after_device_access(cx)
     }
 }

@@ -3,7 +3,7 @@
 use super::{Activity, Context, CpuidContext, CrashReason, VirtCpu, control, msr::control_state};
 use crate::vm::End;
 use devices::lapic::{Pending, Startup};
-use x86defs::{ControlRegister, Exception, Exit, Platform, Resume, Vcpu, VcpuState};
+use x86defs::{ControlRegister, Exception, Exit, Owner, Platform, Resume, Vcpu, VcpuState};
 
 /// Why a vCPU stopped running for now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,105 +20,136 @@ pub enum Stop {
     Crash(CrashReason),
 }
 
+/// A vCPU with what it needs to answer its exits.
+struct Turn<'a, P: Platform> {
+    cpu: &'a mut VirtCpu<P>,
+    cx: &'a Context<'a, P>,
+}
+
+impl<P: Platform> Owner<P::Vcpu> for Turn<'_, P> {
+    type Outcome = Result<(), Stop>;
+
+    #[inline(always)]
+    fn vcpu(&mut self) -> &mut P::Vcpu {
+        &mut self.cpu.hw
+    }
+
+    #[inline(always)]
+    fn answer(&mut self, exit: Exit) -> Result<(), Stop> {
+        self.cpu.answer(self.cx, exit)
+    }
+}
+
 impl<P: Platform> VirtCpu<P> {
-    /// Runs until there is a reason to stop.
+    /// Runs until there is a reason to stop. Every exit is completed before the next entry, and before it returns.
+    ///
+    /// A function of its own, so that its loop has the registers and the stack frame to itself.
+    #[inline(never)]
     pub fn run(&mut self, cx: &Context<'_, P>) -> Stop {
         if self.activity == Activity::WaitForSipi && !self.apic.startup_pending() {
             return Stop::Halted;
         }
         loop {
             if (self.apic.attention() || self.window)
-                && let Err(stop) = self.deliver(cx)
+                && let Err(stop) = self.deliver()
             {
                 return stop;
             }
-            let resume = core::mem::replace(&mut self.resume, Resume::Retry);
-            let exit = self.hw.run(resume);
             self.stats.exits += 1;
-            match self.answer(cx, exit) {
-                Ok(resume) => self.resume = resume,
-                Err(stop) => return stop,
+            if let Err(stop) = P::Vcpu::run(&mut Turn { cpu: self, cx }) {
+                return stop;
             }
         }
     }
 
-    /// The answer to an exit.
-    #[inline]
-    fn answer(&mut self, cx: &Context<'_, P>, exit: Exit) -> Result<Resume, Stop> {
+    /// Answers an exit: the question goes to its handler, and the answer to the hardware.
+    #[inline(always)]
+    fn answer(&mut self, cx: &Context<'_, P>, exit: Exit) -> Result<(), Stop> {
         match exit {
-            Exit::PortRead { port, width } => Ok(self.port_read(cx, port, width)),
-            Exit::PortWrite { port, width, value } => self.port_write(cx, port, width, value),
-            Exit::PortString { .. } => self.emulate(cx),
-            Exit::Stage2Fault { gpa, access } => self.stage2_fault(cx, gpa, access),
-            Exit::Cpuid { leaf, subleaf } => Ok(self.cpuid(leaf, subleaf)),
-            Exit::MsrRead { index } => Ok(self.msr_read(cx, index)),
-            Exit::MsrWrite { index, value } => Ok(self.msr_write(cx, index, value)),
-            Exit::ControlRead { register } => Ok(self.control_read(register)),
-            Exit::ControlWrite { register, value } => Ok(self.control_write(register, value)),
-            Exit::Hlt => self.hlt(),
+            Exit::PortRead { port, width } => return self.port_read(cx, port, width),
+            Exit::PortWrite { port, width, value } => return self.port_write(cx, port, width, value),
+            Exit::PortString { .. } | Exit::TableFault { .. } => return self.emulate(cx, None),
+            Exit::Stage2Fault { gpa, access } => return self.stage2_fault(cx, gpa, access),
+            Exit::Cpuid { leaf, subleaf } => self.cpuid(leaf, subleaf),
+            Exit::MsrRead { index } => self.msr_read(cx, index),
+            Exit::MsrWrite { index, value } => self.msr_write(cx, index, value),
+            Exit::ControlRead { register } => self.control_read(register),
+            Exit::ControlWrite { register, value } => self.control_write(register, value),
+            Exit::Hlt => return self.hlt(),
             Exit::Pause => {
-                self.resume = Resume::Advance;
-                Err(Stop::Yield)
+                self.hw.complete(Resume::Advance);
+                return Err(Stop::Yield);
             }
-            Exit::Hypercall => Ok(self.hypercall()),
-            Exit::CacheFlush => Ok(Resume::Advance),
-            Exit::Xsetbv { index, value } => Ok(self.xsetbv(index, value)),
-            Exit::UndefinedInstruction => Ok(Resume::Fault(Exception::UD)),
-            Exit::Rdpmc { .. } => Ok(Self::gp()),
-            Exit::Rdtsc => Ok(Resume::Tsc(cx.platform.tsc().wrapping_add(self.msrs.tsc_offset()))),
-            Exit::Exception(exception) => Ok(Resume::Fault(exception)),
-            Exit::TaskSwitch(_) => Err(Stop::Crash(CrashReason::TaskSwitch)),
-            Exit::InterruptWindow | Exit::NmiWindow => Ok(Resume::Retry),
-            Exit::HostInterrupt | Exit::HostNmi => Err(Stop::Preempted),
-            Exit::TripleFault => Err(Stop::Crash(CrashReason::TripleFault)),
-            Exit::Unknown { code, info } => Err(Stop::Crash(CrashReason::UnknownExit { code, info })),
-            Exit::EntryFailed(failure) => Err(Stop::Crash(CrashReason::EntryFailed(failure))),
+            Exit::Hypercall => self.hypercall(),
+            Exit::CacheFlush => self.hw.complete(Resume::Advance),
+            Exit::Xsetbv { index, value } => self.xsetbv(index, value),
+            Exit::UndefinedInstruction => self.fault(Exception::UD),
+            Exit::Rdpmc { .. } => self.fault(Exception::GP),
+            Exit::Rdtsc => self.hw.complete(Resume::Tsc(cx.platform.tsc().wrapping_add(self.msrs.tsc_offset()))),
+            Exit::Exception(exception) => self.fault(exception),
+            Exit::InterruptWindow | Exit::NmiWindow => {}
+            Exit::HostInterrupt | Exit::HostNmi => return Err(Stop::Preempted),
+            Exit::TaskSwitch(_) => return Err(Stop::Crash(CrashReason::TaskSwitch)),
+            Exit::TripleFault => return Err(Stop::Crash(CrashReason::TripleFault)),
+            Exit::Unknown { code, info } => return Err(Stop::Crash(CrashReason::UnknownExit { code, info })),
+            Exit::EntryFailed(failure) => return Err(Stop::Crash(CrashReason::EntryFailed(failure))),
         }
+        Ok(())
     }
 
-    /// Completes the exit and hands over what is pending: INIT and SIPI, an NMI, an interrupt. Query, then accept: an interrupt that the
-    /// guest cannot take stays in the local APIC and a window is asked for.
-    fn deliver(&mut self, cx: &Context<'_, P>) -> Result<(), Stop> {
-        let resume = core::mem::replace(&mut self.resume, Resume::Retry);
-        self.hw.complete(resume);
+    /// The exit's instruction raises `exception` instead.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn fault(&mut self, exception: Exception) {
+        self.hw.complete(Resume::Fault(exception));
+    }
+
+    /// Hands over what is pending: INIT and SIPI, an NMI, an interrupt. What the guest cannot take now stays in the local APIC, and a window is
+    /// asked for.
+    #[inline(always)]
+    fn deliver(&mut self) -> Result<(), Stop> {
+        self.window = self.apic.signal_pending() && self.take_signals()?;
+        if self.hw.can_take_interrupt() {
+            match self.apic.take() {
+                Some(Pending::Lapic(vector)) => {
+                    self.hw.inject_interrupt(vector);
+                    self.stats.interrupts += 1;
+                }
+                Some(Pending::ExtInt) => self.take_extint(),
+                None => {}
+            }
+        }
+        // One that the guest cannot take, or another one behind it: as soon as the guest opens up.
+        let waiting = self.apic.pending().is_some();
+        self.window |= waiting;
+        self.hw.request_interrupt_window(waiting);
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn take_extint(&mut self) {
+        let vector = self.vm.board.router.acknowledge_extint();
+        self.hw.inject_interrupt(vector);
+        self.stats.interrupts += 1;
+    }
+
+    /// Takes INIT, SIPI and NMI. True if the NMI has to wait.
+    #[cold]
+    fn take_signals(&mut self) -> Result<bool, Stop> {
         if let Some(startup) = self.apic.take_startup() {
             self.start_up(startup)?;
         }
-        self.window = false;
-        if self.apic.nmi_pending() {
-            if self.hw.can_take_nmi() {
-                self.apic.take_nmi();
-                self.hw.inject_nmi();
-            } else {
-                self.window = true;
-                self.hw.request_nmi_window(true);
-            }
+        if !self.apic.nmi_pending() {
+            return Ok(false);
         }
-        let router = &self.vm.board.router;
-        if router.pending(self.id).is_some() {
-            if self.hw.can_take_interrupt() {
-                match router.pending(self.id) {
-                    Some(Pending::Lapic(vector)) => {
-                        self.apic.accept(vector);
-                        self.hw.inject_interrupt(vector);
-                    }
-                    Some(Pending::ExtInt) => self.hw.inject_interrupt(router.acknowledge_extint()),
-                    None => {}
-                }
-                self.stats.interrupts += 1;
-                // Another one behind it: take it as soon as the guest opens up.
-                let more = router.pending(self.id).is_some();
-                self.window |= more;
-                self.hw.request_interrupt_window(more);
-            } else {
-                self.window = true;
-                self.hw.request_interrupt_window(true);
-            }
+        let open = self.hw.can_take_nmi();
+        if open {
+            self.apic.take_nmi();
+            self.hw.inject_nmi();
         } else {
-            self.hw.request_interrupt_window(false);
+            self.hw.request_nmi_window(true);
         }
-        let _ = cx;
-        Ok(())
+        Ok(!open)
     }
 
     /// INIT or SIPI (SDM vol. 3A, 9.4 and 11.4.7.3), without the wait-for-SIPI activity state of the CPU.
@@ -128,6 +159,7 @@ impl<P: Platform> VirtCpu<P> {
             Startup::Init if self.id == 0 => Err(Stop::End(End::Reboot)),
             Startup::Init => {
                 self.apic.init();
+                self.fetches.forget();
                 self.hw.set_state(&VcpuState::init(self.cpuid.signature(), self.hw.cr0()));
                 self.pvclock.reset();
                 self.activity = Activity::WaitForSipi;
@@ -172,103 +204,110 @@ impl<P: Platform> VirtCpu<P> {
                 self.apic.attention()
                     && (self.apic.nmi_pending()
                         || self.apic.startup_pending()
-                        || self.interruptible && self.vm.board.router.pending(self.id).is_some())
+                        || self.interruptible && self.apic.pending().is_some())
             }
         }
     }
 
-    fn hlt(&mut self) -> Result<Resume, Stop> {
-        // Completed here, so that the STI before it does not hold back the interrupt that ends it.
+    #[inline(always)]
+    fn hlt(&mut self) -> Result<(), Stop> {
+        // Completed first, so that the STI before it does not hold back the interrupt that ends it.
         self.hw.complete(Resume::Advance);
         self.interruptible = self.hw.rflags() & x86defs::Rflags::IF.bits() != 0;
         self.activity = Activity::Halted;
         if self.wakes() {
             self.activity = Activity::Running;
-            return Ok(Resume::Retry);
+            return Ok(());
         }
-        self.resume = Resume::Retry;
         Err(Stop::Halted)
     }
 
-    #[inline]
-    fn cpuid(&self, leaf: u32, subleaf: u32) -> Resume {
-        let context = CpuidContext { cr4: self.hw.cr4(), xcr0: self.hw.xcr0() };
-        Resume::Cpuid(self.cpuid.leaf(leaf, subleaf, context))
+    #[inline(always)]
+    fn cpuid(&mut self, leaf: u32, subleaf: u32) {
+        let context = || CpuidContext { cr4: self.hw.cr4(), xcr0: self.hw.xcr0() };
+        let result = self.cpuid.leaf(leaf, subleaf, context);
+        self.hw.complete(Resume::Cpuid(result));
     }
 
-    fn control_read(&self, register: ControlRegister) -> Resume {
-        Resume::ControlRead(match register {
+    fn control_read(&mut self, register: ControlRegister) {
+        let value = match register {
             ControlRegister::Cr0 => self.hw.cr0(),
             ControlRegister::Cr3 => self.hw.cr3(),
             ControlRegister::Cr4 => self.hw.cr4(),
             ControlRegister::Cr8 => u64::from(self.apic.cr8()),
-        })
+        };
+        self.hw.complete(Resume::ControlRead(value));
     }
 
-    fn control_write(&mut self, register: ControlRegister, value: u64) -> Resume {
+    #[inline(never)]
+    fn control_write(&mut self, register: ControlRegister, value: u64) {
         let now = control_state(&self.hw);
         let checked = match register {
             ControlRegister::Cr0 => control::check_cr0(&now, value),
             ControlRegister::Cr3 => Ok(value),
-            ControlRegister::Cr4 => control::check_cr4(&now, value, self.cpuid.cr4_allowed()),
+            ControlRegister::Cr4 => {
+                self.fetches.forget();
+                control::check_cr4(&now, value, self.cpuid.cr4_allowed())
+            }
             ControlRegister::Cr8 if value > 15 => Err(control::Gp),
             ControlRegister::Cr8 => {
                 self.apic.set_cr8(value as u8);
-                return Resume::Advance;
+                return self.hw.complete(Resume::Advance);
             }
         };
-        checked.map_or(Self::gp(), Resume::ControlWrite)
+        match checked {
+            Ok(value) => self.hw.complete(Resume::ControlWrite(value)),
+            Err(_) => self.fault(Exception::GP),
+        }
     }
 
-    fn xsetbv(&mut self, index: u32, value: u64) -> Resume {
+    #[inline(never)]
+    fn xsetbv(&mut self, index: u32, value: u64) {
         if self.hw.cpl() != 0 || self.xcr0.check(index, value).is_err() {
-            return Self::gp();
+            return self.fault(Exception::GP);
         }
         self.hw.set_xcr0(value);
-        Resume::Advance
+        self.hw.complete(Resume::Advance);
     }
 
     /// KVM's hypercall convention: RAX is the number and the result; none is offered yet (-KVM_ENOSYS).
-    fn hypercall(&mut self) -> Resume {
+    #[inline]
+    fn hypercall(&mut self) {
         const ENOSYS: u64 = 1000u64.wrapping_neg();
         if self.hw.cpl() != 0 {
-            return Resume::Fault(Exception::UD);
+            return self.fault(Exception::UD);
         }
-        self.hw.gprs_mut()[x86defs::Gpr::Rax] = ENOSYS;
-        Resume::Advance
+        self.hw.complete(Resume::Hypercall(ENOSYS));
     }
 
-    /// Looks at what a device access did besides: re-arms the timer, and wakes other vCPUs.
-    #[inline]
-    pub(super) fn after_device_access(&self, cx: &Context<'_, P>) {
-        if self.vm.board.take_timers_changed() {
+    /// Looks at what a device access did besides. `Err` if the guest has just reset itself, switched itself off or left through the debug port.
+    #[inline(always)]
+    pub(super) fn after_device_access(&self, cx: &Context<'_, P>) -> Result<(), Stop> {
+        if self.vm.board.is_quiet() { Ok(()) } else { self.settle(cx) }
+    }
+
+    /// Re-arms the timer, wakes other vCPUs, passes serial output on.
+    #[inline(never)]
+    fn settle(&self, cx: &Context<'_, P>) -> Result<(), Stop> {
+        let board = &self.vm.board;
+        if board.take_timers_changed() {
             self.vm.set_home(cx.cpu);
-            cx.arm(self.vm.board.deadline());
+            cx.arm(board.deadline());
             cx.arm(self.apic.deadline());
         }
-        let woken = self.vm.board.router.take_woken();
-        if !woken.is_empty() {
-            (cx.wake)(&self.vm, woken);
-        }
-        let woken = self.vm.board.router.take_woken();
-        if !woken.is_empty() {
-            (cx.wake)(&self.vm, woken);
-        }
-    }
-
-    /// `Err` if the guest has just reset itself, switched itself off or left through the debug port; serial output is passed on.
-    #[inline]
-    pub(super) fn check_board(&mut self, cx: &Context<'_, P>, resume: Resume) -> Result<Resume, Stop> {
-        if !self.vm.board.has_events() {
-            return Ok(resume);
+        self.wake_others(cx);
+        if !board.has_events() {
+            return Ok(());
         }
         self.vm.pump_output(cx.platform);
-        match self.vm.board.take_end() {
-            Some(end) => {
-                self.resume = resume;
-                Err(Stop::End(end))
-            }
-            None => Ok(resume),
+        board.take_end().map_or(Ok(()), |end| Err(Stop::End(end)))
+    }
+
+    /// Tells the vCPUs for which something has come.
+    #[inline(always)]
+    pub(super) fn wake_others(&self, cx: &Context<'_, P>) {
+        if self.vm.board.router.has_woken() {
+            (cx.wake)(&self.vm, self.vm.board.router.take_woken());
         }
     }
 }

@@ -36,6 +36,16 @@ struct Rig {
     woken: RefCell<Vec<CpuSet>>,
 }
 
+fn wrmsr(cpu: &mut VirtCpu<FakePlatform>, cx: &Context<'_, FakePlatform>, index: u32, value: u64) -> Resume {
+    cpu.msr_write(cx, index, value);
+    *cpu.hw.resumes.last().unwrap()
+}
+
+fn rdmsr(cpu: &mut VirtCpu<FakePlatform>, cx: &Context<'_, FakePlatform>, index: u32) -> Resume {
+    cpu.msr_read(cx, index);
+    *cpu.hw.resumes.last().unwrap()
+}
+
 impl Rig {
     /// A guest of as many vCPUs as there are scripts, all in x2APIC mode.
     fn new(scripts: &[&[Exit]]) -> Self {
@@ -65,7 +75,7 @@ impl Rig {
     }
 
     fn icr(&mut self, sender: usize, value: u64) {
-        assert_eq!(self.with(sender, |vcpu, cx| vcpu.msr_write(cx, 0x830, value)), Resume::Advance);
+        assert_eq!(self.with(sender, |vcpu, cx| wrmsr(vcpu, cx, 0x830, value)), Resume::Advance);
     }
 }
 
@@ -84,7 +94,7 @@ fn application_processors_wait_for_their_sipi() {
     ap.apic.post_nmi();
     assert!(!ap.wakes());
     assert_eq!(rig.run(1), Stop::Halted);
-    assert_eq!(rig.vcpus[1].hw.resumes.len(), 0, "it was not entered");
+    assert_eq!(rig.vcpus[1].stats.exits, 0, "it was not entered");
 
     rig.icr(0, TO_1 | INIT);
     rig.icr(0, TO_1 | SIPI | 0x9a);
@@ -124,9 +134,9 @@ fn init_resets_registers_and_keeps_what_it_must() {
     ap.apic.set_tpr(0x50);
     ap.window = true;
     let offset = rig.with(1, |ap, cx| {
-        assert_eq!(ap.msr_write(cx, msr::IA32_TSC_ADJUST, 5), Resume::Advance);
-        assert_eq!(ap.msr_write(cx, 0x250, 0x0606_0606_0606_0606), Resume::Advance);
-        assert_eq!(ap.msr_write(cx, pvclock::SYSTEM_TIME, 0x2000 | 1), Resume::Advance);
+        assert_eq!(wrmsr(ap, cx, msr::IA32_TSC_ADJUST, 5), Resume::Advance);
+        assert_eq!(wrmsr(ap, cx, 0x250, 0x0606_0606_0606_0606), Resume::Advance);
+        assert_eq!(wrmsr(ap, cx, pvclock::SYSTEM_TIME, 0x2000 | 1), Resume::Advance);
         ap.hw.tsc_offset
     });
     rig.icr(0, TO_1 | INIT);
@@ -139,9 +149,9 @@ fn init_resets_registers_and_keeps_what_it_must() {
     assert_eq!((ap.hw.xcr0, ap.hw.tsc_offset, ap.apic.tpr()), (7, offset, 0));
     assert_eq!(ap.apic.base_msr() >> 10 & 3, 3, "x2APIC mode stays");
     rig.with(1, |ap, cx| {
-        assert_eq!(ap.msr_read(cx, msr::IA32_TSC_ADJUST), Resume::MsrRead(5));
-        assert_eq!(ap.msr_read(cx, 0x250), Resume::MsrRead(0x0606_0606_0606_0606));
-        assert_eq!(ap.msr_read(cx, pvclock::SYSTEM_TIME), Resume::MsrRead(0), "nobody writes to that memory any more");
+        assert_eq!(rdmsr(ap, cx, msr::IA32_TSC_ADJUST), Resume::MsrRead(5));
+        assert_eq!(rdmsr(ap, cx, 0x250), Resume::MsrRead(0x0606_0606_0606_0606));
+        assert_eq!(rdmsr(ap, cx, pvclock::SYSTEM_TIME), Resume::MsrRead(0), "nobody writes to that memory any more");
     });
 }
 
@@ -187,10 +197,10 @@ fn clock_pages_count_from_the_same_point() {
             rig.platform.tsc.fetch_add(12_345, Ordering::Relaxed);
             let at = 0x3000 + 32 * n as u64;
             if n == 2 {
-                let moved = rig.with(n, |vcpu, cx| vcpu.msr_write(cx, msr::IA32_TSC_ADJUST, 1 << 40));
+                let moved = rig.with(n, |vcpu, cx| wrmsr(vcpu, cx, msr::IA32_TSC_ADJUST, 1 << 40));
                 assert_eq!(moved, Resume::Advance);
             }
-            assert_eq!(rig.with(n, |vcpu, cx| vcpu.msr_write(cx, pvclock::SYSTEM_TIME, at | 1)), Resume::Advance);
+            assert_eq!(rig.with(n, |vcpu, cx| wrmsr(vcpu, cx, pvclock::SYSTEM_TIME, at | 1)), Resume::Advance);
             let mut page = [0; 28];
             x86defs::GuestMemory::read(&*rig.vcpus[n].vm.memory, Gpa(at + 4), &mut page).unwrap();
             page

@@ -36,9 +36,9 @@ pub fn script(test: &LinuxTest) -> String {
     script
 }
 
-/// A check's name with one vCPU and with several, and how it is made.
+/// A check's name with one vCPU, with several on one host CPU, and with several on several; and how it is made.
 struct Check {
-    names: [&'static str; 2],
+    names: [&'static str; 3],
     run: fn(&Boot<'_>) -> Result<(), String>,
 }
 
@@ -47,16 +47,21 @@ struct Boot<'a> {
     console: &'a str,
     events: &'a [Event],
     vcpus: u32,
+    /// Host CPUs.
+    cpus: u32,
 }
 
 const CHECKS: &[Check] = &[
-    Check { names: ["linux-shell", "linux-smp-shell"], run: check_shell },
-    Check { names: ["linux-cpus", "linux-smp-cpus"], run: check_cpus },
-    Check { names: ["linux-clocksource", "linux-smp-clocksource"], run: check_clocksource },
-    Check { names: ["linux-ticks", "linux-smp-ticks"], run: check_ticks },
-    Check { names: ["linux-dmesg", "linux-smp-dmesg"], run: |boot| check_dmesg(&output(boot.console, "dmesg")?, boot.vcpus) },
-    Check { names: [REBOOT, "linux-smp-reboot"], run: |boot| check_reboot(boot.events) },
-    Check { names: ["linux-poweroff", "linux-smp-poweroff"], run: check_poweroff },
+    Check { names: ["linux-shell", "linux-smp-shell", "linux-multi-shell"], run: check_shell },
+    Check { names: ["linux-cpus", "linux-smp-cpus", "linux-multi-cpus"], run: check_cpus },
+    Check { names: ["linux-clocksource", "linux-smp-clocksource", "linux-multi-clocksource"], run: check_clocksource },
+    Check { names: ["linux-ticks", "linux-smp-ticks", "linux-multi-ticks"], run: check_ticks },
+    Check {
+        names: ["linux-dmesg", "linux-smp-dmesg", "linux-multi-dmesg"],
+        run: |boot| check_dmesg(&output(boot.console, "dmesg")?, boot.vcpus > boot.cpus),
+    },
+    Check { names: [REBOOT, "linux-smp-reboot", "linux-multi-reboot"], run: |boot| check_reboot(boot.events) },
+    Check { names: ["linux-poweroff", "linux-smp-poweroff", "linux-multi-poweroff"], run: check_poweroff },
 ];
 const REBOOT: &str = "linux-reboot";
 
@@ -64,14 +69,14 @@ const REBOOT: &str = "linux-reboot";
 #[must_use]
 pub fn checks(test: &LinuxTest) -> Vec<&'static str> {
     let wanted = CHECKS.iter().filter(|check| check.names[0] != REBOOT || test.reboot == Reboot::Tested);
-    wanted.map(|check| check.names[usize::from(test.vcpus > 1)]).collect()
+    wanted.map(|check| check.names[if test.vcpus == 1 { 0 } else { 1 + usize::from(test.cpus > 1) }]).collect()
 }
 
-/// The result of one of [`checks`] for a guest of `vcpus` vCPUs, given everything on the console and the hypervisor's events.
-pub fn check(name: &str, vcpus: u32, console: &str, events: &[Event]) -> Result<(), String> {
+/// The result of one of [`checks`] for a test, given everything on the console and the hypervisor's events.
+pub fn check(name: &str, test: &LinuxTest, console: &str, events: &[Event]) -> Result<(), String> {
     let console = &without_controls(console);
     let check = CHECKS.iter().find(|check| check.names.contains(&name)).ok_or_else(|| format!("there is no check {name}"))?;
-    (check.run)(&Boot { console, events, vcpus })
+    (check.run)(&Boot { console, events, vcpus: test.vcpus, cpus: test.cpus })
 }
 
 /// The lines that the probe `mark` printed.
@@ -200,7 +205,7 @@ const COMPLAINTS: &[&str] = &[
     "spurious",
 ];
 
-fn check_dmesg(lines: &[String], vcpus: u32) -> Result<(), String> {
+fn check_dmesg(lines: &[String], shared: bool) -> Result<(), String> {
     const WARNING: u32 = 4;
     let mut messages = 0;
     let mut bad = Vec::new();
@@ -210,7 +215,7 @@ fn check_dmesg(lines: &[String], vcpus: u32) -> Result<(), String> {
         let Ok(level) = level.parse::<u32>() else { continue };
         let text = rest.split_once("] ").map_or(rest, |(_, text)| text);
         messages += 1;
-        let excused = NOT_OUR_FAULT.iter().any(|p| text.starts_with(p)) || vcpus > 1 && text.starts_with(SHARING);
+        let excused = NOT_OUR_FAULT.iter().any(|p| text.starts_with(p)) || shared && text.starts_with(SHARING);
         let severe = level & 7 <= WARNING && !excused;
         if severe || COMPLAINTS.iter().any(|c| text.contains(c)) {
             bad.push(line.as_str());
@@ -225,6 +230,10 @@ fn check_dmesg(lines: &[String], vcpus: u32) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn linux(vcpus: u32) -> LinuxTest {
+        LinuxTest { on: crate::list::Platform::VmxBochs, vcpus, cpus: vcpus, reboot: Reboot::NotTested }
+    }
 
     fn dmesg(extra: &str) -> Vec<String> {
         let mut lines: Vec<String> = (0..60).map(|i| format!("<6>[    0.{i:06}] message {i}")).collect();
@@ -243,11 +252,11 @@ mod tests {
             ("<5>[    1.000000] random: crng init done", true),
             ("debris", true),
         ] {
-            assert_eq!(check_dmesg(&dmesg(line), 1).is_ok(), right, "{line}");
+            assert_eq!(check_dmesg(&dmesg(line), false).is_ok(), right, "{line}");
         }
-        assert!(check_dmesg(&[], 1).is_err());
+        assert!(check_dmesg(&[], false).is_err());
         let sharing = dmesg("<4>[    3.867496] hrtimer: interrupt took 20512686 ns");
-        assert!(check_dmesg(&sharing, 4).is_ok() && check_dmesg(&sharing, 1).is_err());
+        assert!(check_dmesg(&sharing, true).is_ok() && check_dmesg(&sharing, false).is_err());
     }
 
     const CONSOLE: &str = "[    2.4] Run /init\r\ndebian:/root# \x1b[6necho @@uname; uname -a\r\n@@uname\r\nLinux debian 6.1 x86_64 GNU/Linux\r\n\
@@ -261,10 +270,10 @@ mod tests {
     #[test]
     fn a_good_console() {
         for name in ["linux-smp-shell", "linux-smp-cpus", "linux-smp-clocksource", "linux-smp-ticks"] {
-            assert_eq!(check(name, 2, CONSOLE, &[]), Ok(()), "{name}");
+            assert_eq!(check(name, &linux(2), CONSOLE, &[]), Ok(()), "{name}");
         }
         let one = CONSOLE.replace("\n2\r", "\n1\r").replace("\n0-1\r", "\n0\r");
-        assert!(check("linux-cpus", 1, &one, &[]).is_ok());
+        assert!(check("linux-cpus", &linux(1), &one, &[]).is_ok());
     }
 
     #[test]
@@ -280,7 +289,7 @@ mod tests {
             ("linux-smp-ticks", "302", "301"),
             ("linux-smp-ticks", "302", ""),
         ] {
-            assert!(check(name, 2, &CONSOLE.replace(from, to), &[]).is_err(), "{name} {to}");
+            assert!(check(name, &linux(2), &CONSOLE.replace(from, to), &[]).is_err(), "{name} {to}");
         }
     }
 
@@ -294,12 +303,12 @@ mod tests {
             "guest a: restarting (on_reboot)",
             "guest a: ended: poweroff",
         ];
-        assert_eq!(check("linux-reboot", 1, "", &parse(&good)), Ok(()));
-        assert_eq!(check("linux-poweroff", 1, "", &parse(&good)), Ok(()));
-        assert!(check("linux-reboot", 1, "", &parse(&good[..4])).is_err());
-        assert!(check("linux-poweroff", 1, "", &parse(&good[..4])).is_err());
+        assert_eq!(check("linux-reboot", &linux(1), "", &parse(&good)), Ok(()));
+        assert_eq!(check("linux-poweroff", &linux(1), "", &parse(&good)), Ok(()));
+        assert!(check("linux-reboot", &linux(1), "", &parse(&good[..4])).is_err());
+        assert!(check("linux-poweroff", &linux(1), "", &parse(&good[..4])).is_err());
         let mut twice = good.to_vec();
         twice.insert(3, "Bulkhead 0");
-        assert!(check("linux-reboot", 1, "", &parse(&twice)).is_err());
+        assert!(check("linux-reboot", &linux(1), "", &parse(&twice)).is_err());
     }
 }

@@ -173,6 +173,9 @@ pub const GUESTS: &[GuestTest] = &[
 /// The case that measures, and is run by `cargo xtask bench`.
 pub const BENCH_CASE: &str = "bench";
 
+/// Cases that do not end by themselves, or not alone: parts of the scenarios.
+pub const SCENARIO_CASES: &[&str] = &["progress", "idle", "hog", "memory-fill", "memory-zero"];
+
 /// The module with the test guest.
 pub const GUEST_KERNEL: &str = "guests";
 
@@ -242,6 +245,8 @@ pub const REFUSALS_SURVIVOR: &str = "cpuid-policy";
 pub struct LinuxTest {
     pub on: Platform,
     pub vcpus: u32,
+    /// Host CPUs.
+    pub cpus: u32,
     /// Also restart it: costs a second boot.
     pub reboot: Reboot,
 }
@@ -253,11 +258,12 @@ pub enum Reboot {
 }
 
 pub const LINUX: &[LinuxTest] = &[
-    LinuxTest { on: Platform::SvmQemu, vcpus: 1, reboot: Reboot::Tested },
-    LinuxTest { on: Platform::VmxBochs, vcpus: 1, reboot: Reboot::Tested },
-    LinuxTest { on: Platform::SvmUefi, vcpus: 1, reboot: Reboot::NotTested },
-    LinuxTest { on: Platform::SvmQemu, vcpus: 4, reboot: Reboot::Tested },
-    LinuxTest { on: Platform::VmxBochs, vcpus: 2, reboot: Reboot::NotTested },
+    LinuxTest { on: Platform::SvmQemu, vcpus: 1, cpus: 1, reboot: Reboot::Tested },
+    LinuxTest { on: Platform::VmxBochs, vcpus: 1, cpus: 1, reboot: Reboot::Tested },
+    LinuxTest { on: Platform::SvmUefi, vcpus: 1, cpus: 1, reboot: Reboot::NotTested },
+    LinuxTest { on: Platform::SvmQemu, vcpus: 4, cpus: 1, reboot: Reboot::NotTested },
+    LinuxTest { on: Platform::SvmQemu, vcpus: 4, cpus: 2, reboot: Reboot::Tested },
+    LinuxTest { on: Platform::VmxBochs, vcpus: 2, cpus: 2, reboot: Reboot::NotTested },
 ];
 pub const LINUX_MEMORY: MemorySize = MemorySize::from_mib(256);
 
@@ -278,6 +284,7 @@ mod tests {
         let mut listed: HashSet<String> = GUESTS.iter().map(|t| t.name.to_owned()).collect();
         assert_eq!(listed.len(), GUESTS.len(), "a case is listed twice");
         listed.insert(BENCH_CASE.to_owned());
+        listed.extend(SCENARIO_CASES.iter().map(|case| (*case).to_owned()));
         assert_eq!(listed, cases_of_the_guest());
     }
 

@@ -83,6 +83,9 @@ pub struct Spec {
     pub clock: Clock,
 }
 
+/// QEMU's monitor, in the machine's own folder.
+const MONITOR: &str = "monitor";
+
 /// The unit in which Bochs' configuration can ask for memory.
 const BOCHS_MEMORY_MIB: std::ops::RangeInclusive<u32> = 1..=2048;
 
@@ -132,7 +135,9 @@ impl Spec {
 
     fn qemu(&self, iso: &Path, work: &Path) -> Result<Command> {
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-vga", "std", "-display", "none", "-monitor", "none"]);
+        qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-vga", "std", "-display", "none"]);
+        // By its relative name: the path of a socket must be short.
+        qemu.args(["-monitor", &format!("unix:{MONITOR},server=on,wait=off")]);
         match self.accel {
             // A CPU model that can migrate has no invariant TSC.
             Accel::Kvm => qemu.args(["-machine", "q35,accel=kvm", "-cpu", "host,migratable=off"]),
@@ -224,7 +229,7 @@ pub struct Machine {
     /// Where the emulator writes its own messages.
     messages: Vec<PathBuf>,
     /// Working files, kept while the machine runs.
-    _work: Option<TempDir>,
+    work: Option<TempDir>,
 }
 
 impl Machine {
@@ -290,7 +295,7 @@ impl Machine {
             Link::Pty(pty) => (pty.master.try_clone()?, pty.master, Some(pty.slave)),
         };
         let output = ConsoleReader { file: output, ended: ended.clone(), _slave: slave };
-        Ok(Self { child, output: Some(output), input: Some(input), ended, messages, _work: work })
+        Ok(Self { child, output: Some(output), input: Some(input), ended, messages, work })
     }
 
     /// What comes out of the serial line; can be taken once.
@@ -301,6 +306,12 @@ impl Machine {
     /// What goes into the serial line; can be taken once.
     pub fn take_input(&mut self) -> Option<impl Write + Send + 'static> {
         self.input.take()
+    }
+
+    /// Where QEMU makes the socket of its monitor.
+    #[must_use]
+    pub fn monitor(&self) -> Option<PathBuf> {
+        Some(self.work.as_ref()?.path().join(MONITOR))
     }
 
     /// The emulator's exit status, if it has ended.

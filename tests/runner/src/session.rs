@@ -24,6 +24,8 @@ pub enum Message {
     ConsoleClosed,
     /// For the guest's console.
     Input(Vec<u8>),
+    /// For whoever has the console's input, at once.
+    Typed(Vec<u8>),
     Stop(Stop),
 }
 
@@ -54,7 +56,9 @@ impl Default for Mailbox {
 
 /// Follows a session.
 pub trait Observer {
-    /// Console output, as it comes.
+    /// The emulator has just been started.
+    fn started(&mut self, _machine: &Machine) {}
+    /// Console output, as it comes: at most the end of one line and the start of the next, before [`Observer::line`] has it.
     fn bytes(&mut self, _bytes: &[u8]) {}
     /// A complete line of console output, and what it reports.
     fn line(&mut self, _line: &str, _event: Option<&Event>) {}
@@ -140,6 +144,7 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// Follows `machine` until it is over. The machine is then ended.
 pub fn run(machine: &mut Machine, mailbox: Mailbox, options: &Options, observer: &mut dyn Observer) -> Result<Outcome> {
+    observer.started(machine);
     let Mailbox { sender, receiver } = mailbox;
     let mut output = machine.take_output().context("the machine's console is taken")?;
     let reader = thread::spawn(move || {
@@ -240,6 +245,9 @@ impl Session {
             match message {
                 Some(Message::Console(bytes)) => self.console(&bytes, options, observer),
                 Some(Message::Input(bytes)) => self.feeder.push(&bytes),
+                Some(Message::Typed(bytes)) => {
+                    let _ = to_guest.send(bytes);
+                }
                 Some(Message::Stop(stop)) => return End::Stopped(stop),
                 Some(Message::ConsoleClosed) => {
                     // Give the process a moment, for its status.
@@ -283,11 +291,11 @@ impl Session {
     }
 
     fn console(&mut self, bytes: &[u8], options: &Options, observer: &mut dyn Observer) {
-        observer.bytes(bytes);
         let now = Instant::now();
         let Self { splitter, feeder, events, ending } = self;
         // Line by line, because a prompt means something else before an event than after it.
         for part in bytes.split_inclusive(|b| *b == b'\n') {
+            observer.bytes(part);
             feeder.output(part, now);
             splitter.push(part, |line| {
                 let Some(event) = note(line, events, observer) else { return };

@@ -27,6 +27,8 @@ pub struct ShareTest {
     pub cpus: u32,
     /// How long each guest works, in ms.
     pub ms: u32,
+    /// Into how many parts that is divided, at whose ends the guests say what they got done.
+    pub marks: u32,
     pub workers: &'static [Worker],
     /// How far from its part a guest's work may be, in percent.
     pub tolerance: u32,
@@ -40,6 +42,7 @@ pub const SHARES: &[ShareTest] = &[
         name: "shares-weight",
         cpus: 1,
         ms: 1200,
+        marks: 4,
         workers: &[worker(256, 0, 1), worker(512, 0, 2)],
         tolerance: 2,
         on: EMULATORS,
@@ -48,9 +51,19 @@ pub const SHARES: &[ShareTest] = &[
         name: "shares-cap",
         cpus: 1,
         ms: 1200,
+        marks: 4,
         workers: &[worker(256, 25, 1), worker(256, 0, 3)],
         tolerance: 2,
         on: EMULATORS,
+    },
+    ShareTest {
+        name: "shares-equal",
+        cpus: 2,
+        ms: 1800,
+        marks: 6,
+        workers: &[worker(256, 0, 1); 16],
+        tolerance: 3,
+        on: &[Platform::VmxBochs],
     },
 ];
 
@@ -65,7 +78,7 @@ impl ShareTest {
 
     /// Judges the console's lines.
     pub(crate) fn check(&self, console: &[String]) -> Result<(), String> {
-        let done: Vec<u64> = (0..self.workers.len()).map(|n| work_of(n, console)).collect::<Result<_, _>>()?;
+        let done: Vec<u64> = (0..self.workers.len()).map(|n| work_of(n, self.marks, console)).collect::<Result<_, _>>()?;
         let parts: u64 = self.workers.iter().map(|w| u64::from(w.part)).sum();
         let total: u64 = done.iter().sum();
         for (n, (work, worker)) in done.iter().zip(self.workers).enumerate() {
@@ -84,20 +97,20 @@ impl ShareTest {
     }
 }
 
-/// Units that a guest did between its first and its third mark. The first guest has the console, so its lines are as it writes them.
-fn work_of(n: usize, console: &[String]) -> Result<u64, String> {
+/// Units that a guest did between its first mark and its last but one. The first guest has the console, so its lines are as it writes them.
+fn work_of(n: usize, marks: u32, console: &[String]) -> Result<u64, String> {
     let guest = ShareTest::guest(n);
     let prefix = if n == 0 { "work ".to_owned() } else { format!("({guest}) work ") };
-    let marks: BTreeMap<u32, u64> = console
+    let found: BTreeMap<u32, u64> = console
         .iter()
         .filter_map(|line| {
             let (n, units) = line.strip_prefix(&prefix)?.split_once(' ')?;
             Some((n.parse().ok()?, units.trim().parse().ok()?))
         })
         .collect();
-    match (marks.get(&1), marks.get(&3)) {
-        (Some(first), Some(third)) if third > first => Ok(third - first),
-        _ => Err(format!("{guest} did not work, or said so where nobody saw it: {marks:?}")),
+    match (found.get(&1), found.get(&(marks - 1))) {
+        (Some(first), Some(last)) if last > first => Ok(last - first),
+        _ => Err(format!("{guest} did not work, or said so where nobody saw it: {found:?}")),
     }
 }
 

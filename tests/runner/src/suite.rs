@@ -17,10 +17,13 @@ use anyhow::{Context, Result};
 use crate::{
     feed::Pace,
     image::{Grub, Image, Modules},
+    keyboard,
     lines::{Event, GuestEnd},
     linux,
     list::{self, Expect, GuestTest, LinuxTest, Platform, RefusalTest},
     machine::{Machine, Spec},
+    scenarios::{Kernels, Run, SCENARIOS, Scenario},
+    script::Operator,
     session::{self, End, Mailbox, Message, Observer, Options, Outcome},
     shares::{SHARES, ShareTest},
 };
@@ -63,6 +66,8 @@ enum Job {
     Refusals(Platform, Vec<RefusalTest>),
     Linux(LinuxTest, Vec<&'static str>),
     Shares(Platform, ShareTest),
+    Scenario(Platform, Scenario),
+    Keyboard(Platform),
 }
 
 /// Tests chosen from the list.
@@ -93,6 +98,11 @@ impl Plan {
             }
             let shares = SHARES.iter().filter(|t| t.on.contains(&platform) && wanted(t.name));
             jobs.extend(shares.map(|t| Job::Shares(platform, *t)));
+            let scenarios = SCENARIOS.iter().filter(|t| t.on.contains(&platform) && wanted(t.name));
+            jobs.extend(scenarios.map(|t| Job::Scenario(platform, *t)));
+            if keyboard::ON.contains(&platform) && wanted(keyboard::NAME) {
+                jobs.push(Job::Keyboard(platform));
+            }
             if list::REFUSALS_ON.contains(&platform) {
                 let refusals: Vec<_> = list::REFUSALS.iter().filter(|t| wanted(&refusal_name(t))).copied().collect();
                 if !refusals.is_empty() {
@@ -128,7 +138,11 @@ impl Plan {
 
     #[must_use]
     pub fn needs_linux(&self) -> bool {
-        self.jobs.iter().any(|job| matches!(job, Job::Linux(..)))
+        self.jobs.iter().any(|job| match job {
+            Job::Linux(..) => true,
+            Job::Scenario(_, test) => test.kernels == Kernels::AndLinux,
+            _ => false,
+        })
     }
 
     /// Runs the tests, `machines` at a time; calls `report` with each result as it comes.
@@ -169,9 +183,12 @@ const OPTIONS: &str = "com1=115200,8n1 console=com1 on_last_guest=poweroff";
 impl Job {
     const fn platform(&self) -> Platform {
         match self {
-            Self::Guests(platform, _) | Self::Together(platform) | Self::Refusals(platform, _) | Self::Shares(platform, _) => {
-                *platform
-            }
+            Self::Guests(platform, _)
+            | Self::Together(platform)
+            | Self::Refusals(platform, _)
+            | Self::Shares(platform, _)
+            | Self::Scenario(platform, _)
+            | Self::Keyboard(platform) => *platform,
             Self::Linux(test, _) => test.on,
         }
     }
@@ -179,8 +196,15 @@ impl Job {
     fn weight(&self) -> u32 {
         let units = match self {
             Self::Guests(_, tests) => 2 + tests.len() as u32,
-            Self::Together(_) | Self::Refusals(..) => 2,
+            Self::Together(_) | Self::Refusals(..) | Self::Keyboard(_) => 2,
             Self::Shares(_, test) => 10 * test.cpus,
+            Self::Scenario(_, test) => {
+                if matches!(test.kernels, Kernels::AndLinux) {
+                    100
+                } else {
+                    10 * test.cpus
+                }
+            }
             Self::Linux(..) => 100,
         };
         self.platform().spec().slowness() * units
@@ -192,6 +216,8 @@ impl Job {
             Self::Guests(_, tests) => tests.iter().map(|t| test_name(platform, t.name)).collect(),
             Self::Together(_) => vec![test_name(platform, TOGETHER)],
             Self::Shares(_, test) => vec![test_name(platform, test.name)],
+            Self::Scenario(_, test) => vec![test_name(platform, test.name)],
+            Self::Keyboard(_) => vec![test_name(platform, keyboard::NAME)],
             Self::Refusals(_, tests) => tests.iter().map(|t| test_name(platform, &refusal_name(t))).collect(),
             Self::Linux(_, checks) => checks.iter().map(|c| test_name(platform, c)).collect(),
         }
@@ -203,6 +229,8 @@ impl Job {
             Self::Guests(platform, tests) => run_guests(assets, *platform, tests, sender),
             Self::Together(platform) => run_together(assets, *platform, sender),
             Self::Shares(platform, test) => run_shares(assets, *platform, test, sender),
+            Self::Scenario(platform, test) => run_scenario(assets, *platform, test, sender),
+            Self::Keyboard(platform) => run_keyboard(assets, *platform, sender),
             Self::Refusals(platform, tests) => run_refusals(assets, *platform, tests, sender),
             Self::Linux(test, checks) => run_linux(assets, *test, checks, sender),
         };
@@ -226,13 +254,26 @@ fn boot(
     limits: Limits,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
-    static NUMBER: AtomicUsize = AtomicUsize::new(0);
-    let iso = assets.work.join(format!("test{}.iso", NUMBER.fetch_add(1, Ordering::Relaxed)));
-    let image = Image { hypervisor: assets.hypervisor.clone(), options: format!("{OPTIONS} autostart={autostart}"), modules };
-    image.write(&assets.grub, &iso)?;
-    let mut machine = Machine::start(spec, &iso)?;
     let mailbox = Mailbox::default();
     let _ = mailbox.sender.send(Message::Input(input.as_bytes().to_vec()));
+    boot_with(assets, spec, &format!("autostart={autostart}"), modules, mailbox, limits, observer)
+}
+
+/// The same, with hypervisor options, and whoever writes to the mailbox as operator.
+fn boot_with(
+    assets: &Assets,
+    spec: &Spec,
+    options: &str,
+    modules: Modules,
+    mailbox: Mailbox,
+    limits: Limits,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let iso = assets.work.join(format!("test{}.iso", NUMBER.fetch_add(1, Ordering::Relaxed)));
+    let image = Image { hypervisor: assets.hypervisor.clone(), options: format!("{OPTIONS} {options}"), modules };
+    image.write(&assets.grub, &iso)?;
+    let mut machine = Machine::start(spec, &iso)?;
     let options = Options {
         timeout: limits.all,
         stall: limits.stall,
@@ -257,7 +298,8 @@ impl Limits {
         Self { all: None, stall: Some(Duration::from_secs(60) + spec.slowness() * Duration::from_secs(4)) }
     }
 
-    fn for_linux(spec: &Spec) -> Self {
+    /// For all of something that may be silent for long.
+    fn for_long(spec: &Spec) -> Self {
         Self { all: Some(Duration::from_secs(240) + spec.slowness() * Duration::from_secs(24)), stall: None }
     }
 }
@@ -400,18 +442,66 @@ fn run_shares(assets: &Assets, platform: Platform, test: &ShareTest, sender: &Se
     add_guest_kernel(assets, &mut modules)?;
     for (n, worker) in test.workers.iter().enumerate() {
         let name = ShareTest::guest(n);
-        let config = list::guest_config_of(&name, &format!("work ms={}", test.ms));
+        let config = list::guest_config_of(&name, &format!("work ms={} marks={}", test.ms, test.marks));
         let config = format!("{config}cpu_weight = {}\ncap = {}\n", worker.weight, worker.cap);
         modules.add_bytes(&format!("{name}.cfg"), config.into_bytes());
     }
     let mut record = Record::default();
-    let outcome = boot(assets, &spec, "parallel", modules, "", Limits::between_events(&spec), &mut record)?;
+    let outcome = boot(assets, &spec, "parallel", modules, "", Limits::for_long(&spec), &mut record)?;
     let result = match outcome.end {
         End::AllEnded => test.check(&record.lines),
         ref end => Err(end.to_string()),
     };
     let result = result.map_err(|reason| Failure { reason, console: record.lines });
     let _ = sender.send(Report { name: test_name(platform, test.name), result, took: start.elapsed() });
+    Ok(())
+}
+
+fn run_scenario(assets: &Assets, platform: Platform, test: &Scenario, sender: &Sender<Report>) -> Result<()> {
+    let start = Instant::now();
+    let spec = test.spec(platform);
+    let mut modules = Modules::default();
+    add_guest_kernel(assets, &mut modules)?;
+    if test.kernels == Kernels::AndLinux {
+        let (kernel, initramfs) = assets.linux.as_ref().context("there is no Linux")?;
+        modules.add_bytes("vmlinuz", std::fs::read(kernel)?);
+        modules.add_bytes("initrd.img", initramfs.clone());
+    }
+    for (name, config) in (test.guests)() {
+        modules.add_bytes(&format!("{name}.cfg"), config.into_bytes());
+    }
+    let mailbox = Mailbox::default();
+    let mut operator = Operator::new((test.script)(platform), mailbox.sender.clone());
+    let options = format!("autostart={} {}", test.autostart, test.options);
+    let mut limits = Limits::for_long(&spec);
+    if test.kernels == Kernels::AndLinux {
+        // Several times as long as one Linux.
+        limits.all = limits.all.map(|limit| 3 * limit);
+    }
+    let outcome = boot_with(assets, &spec, &options, modules, mailbox, limits, &mut operator)?;
+    let result = match outcome.end {
+        End::AllEnded => (test.check)(&Run { platform, outcome: &outcome, lines: &operator.lines }),
+        ref end => Err(format!("{end}; the operator waits for {:?}", operator.waits_for())),
+    };
+    let console = operator.lines.into_iter().map(|(part, line)| format!("{part:<8}{line}")).collect();
+    let result = result.map_err(|reason| Failure { reason, console });
+    let _ = sender.send(Report { name: test_name(platform, test.name), result, took: start.elapsed() });
+    Ok(())
+}
+
+fn run_keyboard(assets: &Assets, platform: Platform, sender: &Sender<Report>) -> Result<()> {
+    let start = Instant::now();
+    let spec = platform.spec();
+    let mut modules = Modules::default();
+    add_guest_kernel(assets, &mut modules)?;
+    let config = list::guest_config_of(keyboard::GUEST, keyboard::CASE);
+    modules.add_bytes(&format!("{}.cfg", keyboard::GUEST), config.into_bytes());
+    let mut typist = keyboard::Typist::default();
+    // Of options that come twice, the later one counts.
+    let options = format!("parallel {}", keyboard::OPTIONS);
+    let outcome = boot(assets, &spec, &options, modules, "", Limits::between_events(&spec), &mut typist)?;
+    let result = keyboard::check(&outcome).map_err(|reason| Failure { reason, console: typist.lines });
+    let _ = sender.send(Report { name: test_name(platform, keyboard::NAME), result, took: start.elapsed() });
     Ok(())
 }
 
@@ -484,7 +574,7 @@ fn check_refusal(test: &RefusalTest, outcome: &Outcome) -> Result<(), String> {
 
 fn run_linux(assets: &Assets, test: LinuxTest, checks: &[&'static str], sender: &Sender<Report>) -> Result<()> {
     let start = Instant::now();
-    let spec = test.on.spec();
+    let spec = Spec { cpus: test.cpus, ..test.on.spec() };
     let (kernel, initramfs) = assets.linux.as_ref().context("there is no Linux")?;
     let mut modules = Modules::default();
     let kernel = modules.add_file(kernel);
@@ -492,7 +582,7 @@ fn run_linux(assets: &Assets, test: LinuxTest, checks: &[&'static str], sender: 
     let config = linux_config(&kernel, &ramdisk, test.vcpus);
     modules.add_bytes("debian.cfg", config.into_bytes());
     let mut record = Record::default();
-    let limits = Limits::for_linux(&spec);
+    let limits = Limits::for_long(&spec);
     let outcome = boot(assets, &spec, "parallel", modules, &linux::script(&test), limits, &mut record)?;
     let console = record.lines.join("\n");
     let mut lines = record.lines;
@@ -500,7 +590,7 @@ fn run_linux(assets: &Assets, test: LinuxTest, checks: &[&'static str], sender: 
     let end = if matches!(outcome.end, End::AllEnded) { String::new() } else { format!(" ({})", outcome.end) };
     let crash = outcome.ends().find_map(|(_, how)| matches!(how, GuestEnd::Crash(_)).then(|| format!(" (it ended: {how})")));
     for name in checks {
-        let result = linux::check(name, test.vcpus, &console, &outcome.events).map_err(|reason| Failure {
+        let result = linux::check(name, &test, &console, &outcome.events).map_err(|reason| Failure {
             reason: format!("{reason}{end}{}", crash.as_deref().unwrap_or_default()),
             // All have the same console: once is enough.
             console: std::mem::take(&mut lines),
@@ -567,7 +657,9 @@ mod tests {
             "vmx/bochs/linux-dmesg",
             "svm/uefi/linux-shell",
             "svm/qemu/linux-smp-cpus",
-            "vmx/bochs/linux-smp-cpus",
+            "svm/qemu/linux-multi-cpus",
+            "vmx/bochs/linux-multi-cpus",
+            "svm/qemu/three-guests",
         ] {
             assert!(all.names().iter().any(|n| n == name), "{name}");
         }

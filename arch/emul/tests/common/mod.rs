@@ -260,6 +260,10 @@ impl Cpu for TestCpu {
         Ok(())
     }
 
+    fn read_ram(&mut self, gpa: Gpa, buf: &mut [u8]) -> bool {
+        !self.is_device(gpa) && self.fetch(gpa, buf).is_ok()
+    }
+
     fn read(&mut self, gpa: Gpa, width: Width) -> Result<u64, Stop> {
         if self.is_device(gpa) {
             self.log.push(Event::Read(gpa.0, width));

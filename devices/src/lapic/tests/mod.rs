@@ -1,7 +1,6 @@
 //! The local APIC's behaviour by the manual, replays of what Linux does with it, and random use.
 
 mod errors;
-mod interleaved;
 mod lint;
 mod linux;
 mod random;

@@ -8,6 +8,7 @@ mod exits;
 mod ipi;
 mod irq;
 mod modes;
+mod neighbour;
 mod smp;
 mod timers;
 mod work;
@@ -79,5 +80,10 @@ pub const ALL: &[Case] = &[
     ("reset-8042", ends::reset_8042),
     ("power-off", ends::power_off),
     ("bench", bench::run),
+    ("progress", neighbour::progress),
+    ("idle", neighbour::idle),
+    ("hog", neighbour::hog),
+    ("memory-fill", neighbour::memory_fill),
+    ("memory-zero", neighbour::memory_zero),
     ("work", work::work),
 ];

@@ -128,6 +128,11 @@ impl BootInfo {
         self.valid
     }
 
+    /// Where the information structure is.
+    pub fn address(&self) -> u64 {
+        self.info as u64
+    }
+
     /// 32-bit word `index` of the information structure.
     pub fn word(&self, index: usize) -> u32 {
         // SAFETY: the loader put the structure (at least 22 words) in RAM that is identity-mapped, and nothing overwrites it.

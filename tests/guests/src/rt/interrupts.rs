@@ -175,8 +175,9 @@ static CAUGHT_RIP: AtomicU64 = AtomicU64::new(0);
 #[unsafe(no_mangle)]
 extern "C" fn guest_interrupt(frame: &mut Frame) {
     let vector = frame.vector as u8;
-    COUNTS[this_cpu()][usize::from(vector)].fetch_add(1, Ordering::SeqCst);
+    let count = || COUNTS[this_cpu()][usize::from(vector)].fetch_add(1, Ordering::SeqCst);
     if vector < 32 && vector != 2 && CATCHING.swap(false, Ordering::SeqCst) {
+        count();
         CAUGHT_VECTOR.store(frame.vector, Ordering::SeqCst);
         CAUGHT_ERROR.store(frame.error, Ordering::SeqCst);
         CAUGHT_RIP.store(frame.rip, Ordering::SeqCst);
@@ -193,6 +194,8 @@ extern "C" fn guest_interrupt(frame: &mut Frame) {
         // SAFETY: only `on_interrupt` stores here, and only such function pointers.
         let handler: fn(&mut Frame) = unsafe { core::mem::transmute(handler) };
         handler(frame);
+        // Whoever waits for the count may rely on the handler's EOI.
+        count();
         return;
     }
     panic!("unexpected vector {vector}, error {:#x}, rip {:#x}, cr2 {:#x}", frame.error, frame.rip, super::cpu::read_cr2());
