@@ -11,13 +11,16 @@ extern crate alloc;
 extern crate std;
 
 pub mod acpi_pm;
+pub mod debugcon;
 mod fifo;
+pub mod hpet;
 pub mod i8042;
 pub mod interrupt;
 pub mod ioapic;
 pub mod lapic;
 mod line;
 pub mod misc;
+mod missed;
 pub mod pci;
 pub mod pic;
 pub mod pit;
@@ -28,7 +31,8 @@ pub mod sync;
 mod ticks;
 pub mod uart;
 
-pub use line::{Line, LineSink};
+pub use line::{Gate, Line, LineSink, MessageSink, PinState};
+pub use missed::MissedTicks;
 pub use x86defs::{Duration, Rate, Time, Width};
 
 /// A device in the I/O port space. `offset` is relative to the first port that the device claims, so always within its claim.

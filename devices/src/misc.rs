@@ -184,6 +184,7 @@ impl PortDevice for PostCode {
         crate::ports::read_bytes(offset, width, 1, |_| self.value)
     }
 
+    #[inline(always)]
     fn port_write(&mut self, _: Time, offset: u16, width: Width, value: u32) {
         write_bytes(offset, width, 1, value, |_, value| self.value = value);
     }

@@ -4,7 +4,7 @@
 
 pub use crate::lapic::Pending;
 use crate::{
-    LineSink, PortDevice,
+    LineSink, MessageSink, PinState, PortDevice,
     interrupt::{ApicAddress, CpuSet, DeliveryMode, DestinationMode, InterruptMessage, Ipi, MAX_VCPUS, Shorthand, destinations},
     ioapic::{self, IoApic, IoApicState},
     lapic::{Effect, LocalApic, Posted},
@@ -300,6 +300,26 @@ impl InterruptRouter {
         self.ioapic.lock().mmio_write(offset, width, value, &mut |message| self.deliver_from_ioapic(message));
     }
 
+    /// Whether an interrupt of the 8259 pair gets through to a processor.
+    fn takes_extint(&self) -> bool {
+        self.apics.first().is_some_and(|bsp| bsp.lint0_accepts_extint())
+            || self.ioapic.lock().unmasked(EXTINT_PIN).is_some_and(|message| message.delivery == DeliveryMode::ExtInt)
+    }
+
+    /// What the last such message has come to at its destinations.
+    fn message_state(&self, message: &InterruptMessage) -> PinState {
+        if !message.delivery.is_vectored() {
+            return PinState::Ready;
+        }
+        let set = self.destinations(None, Shorthand::None, message);
+        let mut taken = set.iter().filter_map(|index| self.apics.get(index)).filter(|apic| apic.software_enabled()).peekable();
+        match (taken.peek().is_some(), taken.any(|apic| apic.is_requested(message.vector))) {
+            (false, _) => PinState::Masked,
+            (true, false) => PinState::Ready,
+            (true, true) => PinState::Waiting,
+        }
+    }
+
     /// The machine's NMI line, at LINT1 of every processor.
     pub fn set_nmi(&self, high: bool) {
         for (index, apic) in self.apics.iter().enumerate() {
@@ -358,6 +378,41 @@ impl LineSink for InterruptRouter {
             line if line < ioapic::PINS => self.set_pin(line, high),
             _ => {}
         }
+    }
+
+    fn state(&self, pin: u32) -> PinState {
+        let line = pin as usize;
+        let wires = self.wires.lock();
+        let irq = match line.checked_sub(FIRST_PIRQ) {
+            None => u8::try_from(line).ok(),
+            Some(pirq) => wires.pirq_routes.get(pirq).copied().flatten(),
+        };
+        // Through the pair only if its output leads to a processor.
+        let waits = irq.and_then(|irq| wires.pic.waits(irq)).filter(|_| self.takes_extint());
+        let at_pic = match waits {
+            None => PinState::Masked,
+            Some(false) => PinState::Ready,
+            Some(true) => PinState::Waiting,
+        };
+        let io_pin = match line {
+            0 => PIT_PIN,
+            PIT_PIN => return at_pic,
+            line => line,
+        };
+        let message = self.ioapic.lock().unmasked(io_pin);
+        at_pic.max(message.map_or(PinState::Masked, |message| self.message_state(&message)))
+    }
+}
+
+impl MessageSink for InterruptRouter {
+    fn write(&self, address: u64, data: u32) {
+        if let Some(message) = InterruptMessage::from_msi(address, data) {
+            self.deliver(message);
+        }
+    }
+
+    fn state(&self, address: u64, data: u32) -> PinState {
+        InterruptMessage::from_msi(address, data).map_or(PinState::Masked, |message| self.message_state(&message))
     }
 }
 

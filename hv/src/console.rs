@@ -10,7 +10,7 @@ use crate::{
 };
 use alloc::{collections::VecDeque, string::String, vec::Vec};
 use arrayvec::ArrayVec;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use spin::Mutex;
 use x86defs::Platform;
 
@@ -25,6 +25,10 @@ const TYPED: usize = 64 * 1024;
 const CHUNK: usize = 1024;
 /// Most that is shown, at a guest's end, of what it wrote in the background and nobody has seen.
 const LAST_WORDS: u64 = 2048;
+/// So many ms after its last byte, a line that the guest with the input has not ended is taken for a prompt: others may write below it.
+const STILL_MS: u64 = 100;
+/// So many ms after its first byte, they may in any case.
+const LONG_LINE_MS: u64 = 1000;
 /// So many switch characters in a row switch.
 const SWITCH: u8 = 3;
 /// No guest has the input.
@@ -46,6 +50,8 @@ struct Output {
     shown: u64,
     /// The unfinished line of a background guest, not shown yet.
     line: Vec<u8>,
+    /// The guest has ended: what it has written cannot wait.
+    ended: bool,
 }
 
 impl GuestConsole {
@@ -54,6 +60,11 @@ impl GuestConsole {
     pub fn history(&self) -> Vec<u8> {
         let output = self.inner.lock();
         output.from(output.start()).collect()
+    }
+
+    /// The guest writes no more; whatever it has written is shown at once from now on.
+    pub fn end(&self) {
+        self.inner.lock().ended = true;
     }
 
     /// Keeps bytes typed for the guest until it takes them. False if there is no room for them all; those that fit are kept.
@@ -124,12 +135,13 @@ impl Output {
         }
         while self.shown < self.end {
             let part: Vec<u8> = self.from(self.shown).take(CHUNK).collect();
+            let held = log::hold();
             let count = platform.console_write(&part);
             if count == 0 {
                 return false;
             }
             self.shown += count as u64;
-            log::note_column(part.get(count - 1).is_none_or(|&b| b == b'\n' || b == b'\r'));
+            held.note_column(part.get(count - 1).is_none_or(|&b| b == b'\n' || b == b'\r'));
         }
         true
     }
@@ -140,23 +152,52 @@ impl Output {
         if name.is_none() && self.line.is_empty() {
             return true;
         }
-        let mut text = String::new();
-        if let Some(name) = name {
-            log::fresh_line();
-            text = alloc::format!("({name}) ");
-        }
-        let mut bytes = text.into_bytes();
+        let mut bytes = name.map_or_else(String::new, |name| alloc::format!("({name}) ")).into_bytes();
         bytes.extend_from_slice(&self.line);
         if name.is_some() {
             bytes.extend_from_slice(b"\r\n");
+        }
+        let held = log::hold();
+        if name.is_some() {
+            held.fresh_line();
         }
         // The console takes all or nothing of what fits its ring, which is far longer than a line.
         if platform.console_write(&bytes) < bytes.len() {
             return false;
         }
         self.line.clear();
-        log::note_column(name.is_some());
+        held.note_column(name.is_some());
         true
+    }
+}
+
+/// The line that the guest with the input is writing: TSC values.
+#[derive(Debug, Default)]
+struct RawLine {
+    /// Of its first byte; 0 if there is none.
+    first: AtomicU64,
+    last: AtomicU64,
+}
+
+impl RawLine {
+    fn wrote(&self, byte: u8, tsc: u64) {
+        if byte == b'\n' || byte == b'\r' {
+            self.first.store(0, Ordering::Relaxed);
+            return;
+        }
+        // Only one guest has the input, so nobody else stores here but in the moment of a switch.
+        if self.first.load(Ordering::Relaxed) == 0 {
+            self.first.store(tsc, Ordering::Relaxed);
+        }
+        self.last.store(tsc, Ordering::Relaxed);
+    }
+
+    /// True while the rest of the line can be expected at any moment.
+    fn goes_on<P: Platform>(&self, platform: &P) -> bool {
+        let (first, last) = (self.first.load(Ordering::Relaxed), self.last.load(Ordering::Relaxed));
+        let (now, per_ms) = (platform.tsc(), platform.tsc_hz() / 1000);
+        let within = |since: u64, ms: u64| now.saturating_sub(since) < ms.saturating_mul(per_ms);
+        first != 0 && within(last, STILL_MS) && within(first, LONG_LINE_MS)
     }
 }
 
@@ -193,6 +234,7 @@ pub struct Console {
     follow: AtomicBool,
     /// Switch characters that wait for what follows them.
     held: AtomicU8,
+    line: RawLine,
     switch: ConsoleSwitch,
     mode: GuestOutput,
 }
@@ -210,6 +252,7 @@ impl Console {
             focus: AtomicU32::new(NOBODY),
             follow: AtomicBool::new(options.conswitch.first == FirstInput::Guest),
             held: AtomicU8::new(0),
+            line: RawLine::default(),
             switch: options.conswitch,
             mode: options.guest_output,
         }
@@ -279,17 +322,27 @@ impl Console {
         next
     }
 
-    /// Shows one byte of guest `id`'s output. False if the host's console is full: offer it again later.
+    /// Shows one byte of guest `id`'s output. False if the host's console is full, or another guest is in the middle of a line there: offer it
+    /// again later.
     pub fn write<P: Platform>(&self, platform: &P, id: u32, name: &str, guest: &GuestConsole, byte: u8) -> bool {
         let mut output = guest.inner.lock();
         if self.focus() == Some(id) {
-            if !output.catch_up(platform, name) || platform.console_write(&[byte]) == 0 {
+            if !output.catch_up(platform, name) {
                 return false;
             }
-            log::note_column(byte == b'\n' || byte == b'\r');
+            let held = log::hold();
+            if platform.console_write(&[byte]) == 0 {
+                return false;
+            }
+            held.note_column(byte == b'\n' || byte == b'\r');
+            self.line.wrote(byte, platform.tsc());
         } else if self.mode == GuestOutput::Switch {
             output.keep(byte);
             return true;
+        } else if byte == b'\n' && !output.ended && self.focus().is_some() && self.line.goes_on(platform) {
+            // CPU 0 tries again soon.
+            platform.kick(0);
+            return false;
         } else if !output.in_background(platform, name, byte) {
             return false;
         } else if byte == b'\n' && self.focus().is_none() {

@@ -27,11 +27,56 @@ fn foreground_is_raw_and_background_is_prefixed_by_line() {
     console.set_focus(Some(1));
     write(&console, &platform, 1, "a", &a, b"ab");
     assert_eq!(shown(&platform), "ab");
+    platform.tsc.fetch_add(STILL_MS * 1_000_000, Ordering::Relaxed);
     write(&console, &platform, 2, "b", &b, b"one\r\ntwo");
     assert!(shown(&platform).ends_with("(b) one\r\n"));
     console.finish(&platform, "b", &b);
     assert!(shown(&platform).ends_with("(b) two\r\n"));
     assert_eq!(b.history(), b"one\r\ntwo");
+}
+
+/// A word that is just being written is not torn apart.
+#[test]
+fn background_lines_wait_for_the_end_of_the_foregrounds_or_for_its_silence() {
+    const MS: u64 = 1_000_000;
+    let platform = FakePlatform::new();
+    let later = |ms: u64| _ = platform.tsc.fetch_add(ms * MS, Ordering::Relaxed);
+    let console = Console::default();
+    let (a, b) = (GuestConsole::default(), GuestConsole::default());
+    console.set_focus(Some(1));
+    let newline = || console.write(&platform, 2, "b", &b, b'\n');
+    write(&console, &platform, 1, "a", &a, b"log");
+    write(&console, &platform, 2, "b", &b, b"one");
+    assert!(!newline());
+    later(STILL_MS - 1);
+    write(&console, &platform, 1, "a", &a, b"in");
+    later(STILL_MS - 1);
+    assert!(!newline());
+    write(&console, &platform, 1, "a", &a, b"!\r\n");
+    assert!(newline());
+    assert_eq!(shown(&platform), "login!\r\n(b) one\r\n");
+
+    // A prompt stays unfinished.
+    write(&console, &platform, 1, "a", &a, b"$ ");
+    assert!(!newline());
+    later(STILL_MS);
+    assert!(newline());
+    assert!(shown(&platform).ends_with("(b) \r\n"));
+
+    // One that never ends its line does not keep the others silent.
+    for _ in 0..LONG_LINE_MS / 10 {
+        write(&console, &platform, 1, "a", &a, b".");
+        later(10);
+    }
+    assert!(newline());
+
+    // Nor is there any waiting at a guest's end, nor when the shell has the input.
+    write(&console, &platform, 1, "a", &a, b"\r\n.");
+    assert!(!newline());
+    b.end();
+    assert!(newline());
+    console.set_focus(None);
+    assert!(console.write(&platform, 3, "c", &GuestConsole::default(), b'\n'));
 }
 
 #[test]

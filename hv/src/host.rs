@@ -13,7 +13,7 @@ use crate::{
     vm::{Blueprint, End, Vm},
 };
 use alloc::{boxed::Box, collections::VecDeque, sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use devices::sync::Mutex;
 use x86defs::Platform;
 
@@ -31,6 +31,8 @@ pub(crate) struct Host<P: Platform> {
     pub(crate) shell: Mutex<Shell>,
     pub(crate) sched: Mutex<Scheduler<Box<VirtCpu<P>>>>,
     pub(crate) guests: Mutex<Guests<P>>,
+    /// When the registers of a guest that crashed were last logged, in ns; 0 if never.
+    pub(crate) crash_logged: AtomicU64,
 }
 
 /// Guests by their state.
@@ -40,8 +42,8 @@ pub(crate) struct Guests<P: Platform> {
     pub(crate) running: Vec<Arc<Vm<P>>>,
     /// Ended ones that their configuration wants kept.
     pub(crate) preserved: Vec<Arc<Vm<P>>>,
-    /// Between their end and their next start.
-    pub(crate) restarting: Vec<Restarting>,
+    /// Between their end and their next start, or nothing more.
+    pub(crate) leaving: Vec<Leaving>,
     /// Being built, or taken apart, at the moment.
     building: u32,
     next_id: u32,
@@ -49,8 +51,8 @@ pub(crate) struct Guests<P: Platform> {
     announced_end: bool,
 }
 
-/// A guest that has ended and is built again, unless the operator has it destroyed meanwhile.
-pub(crate) struct Restarting {
+/// A guest that has ended and is taken apart, and then built again, unless it is destroyed.
+pub(crate) struct Leaving {
     /// Its old number.
     pub(crate) id: u32,
     pub(crate) blueprint: Arc<Blueprint>,
@@ -58,9 +60,14 @@ pub(crate) struct Restarting {
 }
 
 impl<P: Platform> Guests<P> {
+    fn take_leaving(&mut self, id: u32) -> Option<Leaving> {
+        let at = self.leaving.iter().position(|entry| entry.id == id)?;
+        Some(self.leaving.remove(at))
+    }
+
     /// The names that are taken.
     fn names(&self) -> impl Iterator<Item = &str> {
-        let waiting = self.waiting.iter().chain(self.restarting.iter().map(|entry| &entry.blueprint));
+        let waiting = self.waiting.iter().chain(self.leaving.iter().map(|entry| &entry.blueprint));
         let waiting = waiting.map(|blueprint| &*blueprint.config.name);
         waiting.chain(self.running.iter().chain(&self.preserved).filter(|vm| !vm.is_renamed()).map(|vm| vm.name()))
     }
@@ -83,12 +90,13 @@ impl<P: Platform> Host<P> {
                 waiting: VecDeque::new(),
                 running: Vec::new(),
                 preserved: Vec::new(),
-                restarting: Vec::new(),
+                leaving: Vec::new(),
                 building: 0,
                 next_id: 1,
                 started: false,
                 announced_end: false,
             }),
+            crash_logged: AtomicU64::new(0),
         }
     }
 
@@ -110,13 +118,16 @@ impl<P: Platform> Host<P> {
 
     /// Reads a module as a guest's configuration. Says what is wrong with it if it is refused.
     pub(crate) fn check(&self, module: &Module) -> Option<Arc<Blueprint>> {
-        let checked = config::parse_bytes(module.name, module.data).and_then(|guest| {
+        let checked = config::parse_bytes(module.name, module.data).and_then(|mut guest| {
             if self.guests.lock().names().any(|name| name == guest.name) {
                 return Err(Vec::from([guest.error(Key::Name, Reason::NameInUse)]));
             }
             let host = self.platform.cpus();
             if let Some(&cpus) = guest.cpus.iter().find(|cpus| cpus.and(CpuMask::first(host)).is_empty()) {
                 return Err(Vec::from([guest.error(Key::Cpus, Reason::NoSuchCpus { cpus, host })]));
+            }
+            if guest.localtime {
+                guest.rtc_offset += self.options.utc_offset;
             }
             Blueprint::new(guest, self.modules).map_err(|error| Vec::from([error]))
         });
@@ -172,8 +183,7 @@ impl<P: Platform> Host<P> {
         let built = Vm::build(self.platform, &self.clock, &self.console, blueprint, id);
         let mut guests = self.guests.lock();
         guests.building -= 1;
-        let restart = old.and_then(|old| guests.restarting.iter().position(|entry| entry.id == old));
-        let condemned = restart.is_some_and(|at| guests.restarting.remove(at).condemned.load(Ordering::Acquire));
+        let condemned = old.and_then(|old| guests.take_leaving(old)).is_some_and(|old| old.condemned.load(Ordering::Acquire));
         let (vm, vcpus) = match built {
             Ok(built) => built,
             Err(error) => {
@@ -234,10 +244,12 @@ impl<P: Platform> Host<P> {
         }
     }
 
-    /// Ends a guest: its vCPUs stop wherever they are, and the last of them takes the guest apart.
-    pub(crate) fn stop(&self, vm: &Arc<Vm<P>>, end: End) {
+    /// Ends a guest: its vCPUs stop wherever they are, and the last of them takes the guest apart. That may be here, and waits for everybody
+    /// else to let go of the guest: the caller must not hold another part of it.
+    pub(crate) fn stop(&self, vm: Arc<Vm<P>>, end: End) {
         vm.set_end(end);
         let (payloads, kicks) = self.sched.lock().doom(vm.id);
+        drop(vm);
         self.kick_all(kicks);
         for vcpu in payloads {
             self.dispose(vcpu);
@@ -280,18 +292,26 @@ impl<P: Platform> Host<P> {
             if condemned.load(Ordering::Acquire) {
                 action = Action::Destroy;
             }
-            if matches!(action, Action::Restart | Action::RenameRestart) {
-                guests.restarting.push(Restarting { id, blueprint: blueprint.clone(), condemned });
+            if action != Action::Preserve {
+                guests.leaving.push(Leaving { id, blueprint: blueprint.clone(), condemned: condemned.clone() });
             }
         }
         let name = &blueprint.config.name;
+        let kept = if action == Action::Destroy {
+            // Whoever hears of its end can have its memory and its name.
+            free(vm);
+            self.guests.lock().take_leaving(id);
+            None
+        } else {
+            Some(vm)
+        };
         log::always!("guest {name}: ended: {end}");
-        if action == Action::Destroy && vm.condemned.load(Ordering::Acquire) && !matches!(end, End::Destroyed) {
+        if action == Action::Destroy && condemned.load(Ordering::Acquire) && !matches!(end, End::Destroyed) {
             log::always!("guest {name}: destroyed");
         }
         let had_focus = self.console.guest_ended(id);
-        match action {
-            Action::Restart => {
+        match (action, kept) {
+            (Action::Restart, Some(vm)) => {
                 let cause = match end {
                     End::PowerOff | End::DebugExit(_) | End::Destroyed => "on_poweroff",
                     End::Reboot => "on_reboot",
@@ -302,17 +322,17 @@ impl<P: Platform> Host<P> {
                 log::always!("guest {name}: restarting ({cause})");
                 self.start_unless(&blueprint, false, Some(id));
             }
-            Action::RenameRestart => {
+            (Action::RenameRestart, Some(vm)) => {
                 vm.rename();
                 log::always!("guest {name}: kept as {}, restarting", vm.kept_name());
                 self.guests.lock().preserved.push(vm);
                 self.start_unless(&blueprint, false, Some(id));
             }
-            Action::Preserve => {
+            (Action::Preserve, Some(vm)) => {
                 log::always!("guest {name}: preserved");
                 self.guests.lock().preserved.push(vm);
             }
-            Action::Destroy => drop(vm),
+            (Action::Destroy, _) | (_, None) => {}
         }
         let start_more = {
             let mut guests = self.guests.lock();
@@ -378,7 +398,7 @@ impl<P: Platform> Host<P> {
 
 /// Drops a guest's last part, so that its memory is free at the return. Other CPUs may still hold the guest for a moment, on their way out of its end
 /// or of the console.
-fn free<P: Platform>(vm: Arc<Vm<P>>) {
+pub(crate) fn free<P: Platform>(vm: Arc<Vm<P>>) {
     while Arc::strong_count(&vm) > 1 {
         core::hint::spin_loop();
     }

@@ -7,6 +7,8 @@
 //! Take them in this order, and never an earlier one while holding a later one:
 //! 1. the shell, 2. `Host::guests`, 3. `Host::sched`, 4. a device's own lock (`Board`), 5. the 8259 pair, 6. the IOAPIC, 7. a guest's console ring, 8. the log.
 //!
+//! Whoever writes to the console takes the log's lock, too (`log::hold`).
+//!
 //! Local APICs are posted to without a lock. No lock is held while a guest runs.
 #![no_std]
 #![forbid(unsafe_code)]

@@ -1,13 +1,13 @@
 //! The hypervisor's log: whole lines with the prefix `(BH) `, kept in a ring and shown on the console.
 //!
 //! The `log` crate's macros are filtered by `loglvl=` (target `guest`: by `guest_loglvl=`); [`always!`](crate::always) is not. Nothing here
-//! allocates. A line is built first and put out under one lock, so lines of several CPUs never mix; and a line never starts in
-//! the middle of a guest's unfinished one, as far as [`note_column`] is told about that.
+//! allocates. A line is built first and put out under one lock, so lines of several CPUs never mix. Whoever writes to the console past the log
+//! takes the same lock by [`hold`], and says what is on the cursor's line then: a line of the log never starts in the middle of another.
 
 use crate::options::{LogLevel, LogThreshold, Options, Timestamps};
 use core::fmt::{self, Write as _};
 use core::sync::atomic::{AtomicU32, Ordering};
-use spin::{Mutex, Once};
+use spin::{Mutex, MutexGuard, Once};
 
 pub use crate::always;
 pub use ::log::{debug, error, info, trace, warn};
@@ -55,7 +55,8 @@ struct Logger {
     ring: &'static Mutex<Ring>,
     sink: Once<&'static dyn Sink>,
     clock: Once<&'static dyn StampSource>,
-    /// What the console's cursor is behind on its line: nothing, something ([`UNFINISHED`]), or so many columns that may be overwritten.
+    /// What the console's cursor is behind on its line: nothing, something ([`UNFINISHED`]), or so many columns that may be overwritten. Written
+    /// under the lock of `state`.
     before_cursor: AtomicU32,
 }
 
@@ -118,28 +119,46 @@ macro_rules! always {
     ($($argument:tt)+) => { $crate::log::print(::core::format_args!($($argument)+)) };
 }
 
-/// Whoever writes to the console past the log says whether it left the cursor at the start of a line.
-pub fn note_column(at_line_start: bool) {
-    LOGGER.before_cursor.store(if at_line_start { 0 } else { UNFINISHED }, Ordering::Relaxed);
+/// The console, held by one who writes to it past the log. Nobody else writes meanwhile.
+pub struct Held {
+    _state: MutexGuard<'static, State>,
 }
 
-/// Whoever shows a line that they will show again after others have written, such as a prompt, says how many columns it has. It is then
-/// overwritten rather than ended.
-pub fn note_transient(columns: usize) {
-    let columns = u32::try_from(columns).unwrap_or(UNFINISHED);
-    LOGGER.before_cursor.store(columns, Ordering::Relaxed);
+/// Takes the console in order to write to it past the log. Whoever holds it must not log: that would wait for ever.
+#[must_use]
+pub fn hold() -> Held {
+    Held { _state: LOGGER.state.lock() }
+}
+
+impl Held {
+    /// The writer says whether it leaves the cursor at the start of a line.
+    pub fn note_column(&self, at_line_start: bool) {
+        LOGGER.before_cursor.store(if at_line_start { 0 } else { UNFINISHED }, Ordering::Relaxed);
+    }
+
+    /// Whoever shows a line that they will show again after others have written, such as a prompt, says how many columns it has. It is then
+    /// overwritten rather than ended.
+    pub fn note_transient(&self, columns: usize) {
+        let columns = u32::try_from(columns).unwrap_or(UNFINISHED);
+        LOGGER.before_cursor.store(columns, Ordering::Relaxed);
+    }
+
+    /// Ends an unfinished line that was written past the log, if there is one.
+    pub fn fresh_line(&self) {
+        LOGGER.fresh_line();
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Held")
+    }
 }
 
 /// True if the console's cursor is at the start of a line, as far as the log knows.
 #[must_use]
 pub fn at_line_start() -> bool {
     LOGGER.before_cursor.load(Ordering::Relaxed) == 0
-}
-
-/// Ends an unfinished line that was written past the log, if there is one.
-pub fn fresh_line() {
-    let _state = LOGGER.state.lock();
-    LOGGER.fresh_line();
 }
 
 /// Copies what the ring holds from position `from` on, oldest first, and returns the number of bytes and the position to go on at.

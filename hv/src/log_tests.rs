@@ -163,3 +163,16 @@ fn a_prompt_is_overwritten_and_other_unfinished_lines_are_ended() {
         assert_eq!(shown.take(), expected, "{before}");
     }
 }
+
+#[test]
+fn nothing_is_logged_between_what_one_writes_who_holds_the_console() {
+    let end = || read(u64::MAX, &mut []).1;
+    let held = hold();
+    let before = end();
+    let other = std::thread::spawn(|| crate::always!("from another CPU"));
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    assert_eq!(end(), before);
+    drop(held);
+    other.join().unwrap();
+    assert!(end() > before);
+}

@@ -2,7 +2,7 @@
 
 use crate::{
     cpumask::CpuMask,
-    host::{Host, Restarting},
+    host::{self, Host, Leaving},
     log,
     sched::{SchedulerKind, Share, State, TaskId},
     shell::operator::{
@@ -57,7 +57,7 @@ impl<P: Platform> Host<P> {
         }
     }
 
-    fn info_of_restarting(&self, entry: &Restarting) -> GuestInfo {
+    fn info_of_leaving(&self, entry: &Leaving) -> GuestInfo {
         let config = &entry.blueprint.config;
         GuestInfo {
             id: entry.id,
@@ -165,7 +165,7 @@ impl<P: Platform> Operator for Host<P> {
         let guests = self.guests.lock();
         let mut all: Vec<GuestInfo> = guests.running.iter().map(|vm| self.info_of(vm, false)).collect();
         all.extend(guests.preserved.iter().map(|vm| self.info_of(vm, true)));
-        all.extend(guests.restarting.iter().map(|entry| self.info_of_restarting(entry)));
+        all.extend(guests.leaving.iter().map(|entry| self.info_of_leaving(entry)));
         all.sort_by_key(|guest| guest.id);
         all
     }
@@ -238,13 +238,15 @@ impl<P: Platform> Operator for Host<P> {
             at.map(|at| guests.preserved.remove(at))
         };
         if let Some(vm) = kept {
-            log::always!("guest {}: destroyed", vm.kept_name());
+            let name = vm.kept_name();
+            host::free(vm);
+            log::always!("guest {name}: destroyed");
             return Ok(());
         }
         let vm = {
             let guests = self.guests.lock();
             // Also one that has just ended: it is not to come back.
-            if let Some(entry) = guests.restarting.iter().find(|entry| entry.id == guest) {
+            if let Some(entry) = guests.leaving.iter().find(|entry| entry.id == guest) {
                 entry.condemned.store(true, Ordering::Release);
                 return Ok(());
             }
@@ -252,7 +254,7 @@ impl<P: Platform> Operator for Host<P> {
             vm.condemned.store(true, Ordering::Release);
             vm
         };
-        self.stop(&vm, End::Destroyed);
+        self.stop(vm, End::Destroyed);
         Ok(())
     }
 
@@ -293,7 +295,11 @@ impl<P: Platform> Operator for Host<P> {
                 self.wake(&vm, CpuSet::single(vcpu as usize), self.platform.this_cpu(), None);
             }
             Trigger::Power => self.press_power_button(&vm),
-            Trigger::Reset => self.stop(&vm, End::Reboot),
+            Trigger::Sleep => {
+                vm.board.press_sleep_button();
+                self.wake(&vm, vm.board.router.take_woken(), self.platform.this_cpu(), None);
+            }
+            Trigger::Reset => self.stop(vm, End::Reboot),
         }
         Ok(())
     }

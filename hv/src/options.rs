@@ -33,6 +33,8 @@ pub struct Options {
     pub maxcpus: Option<u32>,
     /// How the host's CPUs are shared among the guests (`sched=`).
     pub sched: SchedulerKind,
+    /// How far the host's local time is ahead of UTC, in seconds (`utc_offset=`). The host's clock is taken to show UTC.
+    pub utc_offset: i64,
     pub conswitch: ConsoleSwitch,
     pub guest_output: GuestOutput,
     pub autostart: Autostart,
@@ -52,6 +54,7 @@ impl Default for Options {
             mem: None,
             maxcpus: None,
             sched: SchedulerKind::Credit2,
+            utc_offset: 0,
             conswitch: ConsoleSwitch::default(),
             guest_output: GuestOutput::Interleave,
             autostart: Autostart::Parallel,
@@ -302,6 +305,7 @@ impl Options {
                     _ => return Err(Refusal::Bad("credit2 or null")),
                 }
             }
+            "utc_offset" => self.utc_offset = utc_offset(given.text()).ok_or(Refusal::Bad("+HH:MM or -HH:MM"))?,
             "conswitch" => self.conswitch = conswitch(given.text())?,
             "guest_output" => {
                 self.guest_output = match given.text() {
@@ -419,6 +423,21 @@ fn timestamps(given: &Given<'_>) -> Result<Timestamps, Refusal> {
     })
 }
 
+/// `+HH:MM`, `-HH:MM` or without the minutes, as of a time zone; in seconds.
+fn utc_offset(text: &str) -> Option<i64> {
+    let (sign, rest) = match text.split_at_checked(1)? {
+        ("+", rest) => (1, rest),
+        ("-", rest) => (-1, rest),
+        _ => return None,
+    };
+    let (hours, minutes) = rest.split_once(':').unwrap_or((rest, "00"));
+    let two = |text: &str, most| {
+        let digits = text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit());
+        text.parse::<i64>().ok().filter(|n| digits && *n <= most)
+    };
+    Some(sign * (two(hours, 23)? * 3600 + two(minutes, 59)? * 60))
+}
+
 /// An integer as Xen reads it: decimal, 0x and hexadecimal, or 0 and octal.
 fn number(text: &str) -> Option<u64> {
     let (digits, radix) = if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
@@ -479,6 +498,9 @@ mod tests {
         assert_eq!(o.com1, SerialOptions { baud: Baud::Fixed(9600), io_base: 0x2e8, irq: Some(5), ..Options::default().com1 });
         assert_eq!(o.console.as_slice(), [ConsoleDevice::Com1, ConsoleDevice::Vga]);
         assert_eq!(o.loglvl, LogThreshold { always: LogLevel::All, rate_limited: LogLevel::All });
+        assert_eq!(ok("utc_offset=+02:00").utc_offset, 7200);
+        assert_eq!(ok("utc_offset=-03:30").utc_offset, -12_600);
+        assert_eq!(ok("utc_offset=+11").utc_offset, 39_600);
         assert_eq!(o.guest_loglvl, LogThreshold { always: LogLevel::Error, rate_limited: LogLevel::Info });
         assert_eq!(o.console_timestamps, Timestamps::Boot);
         assert!(o.noreboot);

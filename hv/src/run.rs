@@ -13,9 +13,9 @@ use crate::{
     vm::{End, Vm},
 };
 use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
-use core::cell::Cell;
+use core::{cell::Cell, sync::atomic::Ordering};
 use devices::interrupt::CpuSet;
-use x86defs::{Platform, Time, Vcpu};
+use x86defs::{Duration, Platform, Time, Vcpu};
 
 /// A file that the boot loader put in memory.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +47,8 @@ pub fn run<P: Platform>(platform: &'static P, boot: &BootInfo) -> ! {
     host.start_next();
     host.work(0)
 }
+
+const CRASH_LOG_INTERVAL: Duration = Duration::from_millis(1000);
 
 /// A CPU's own part of the host.
 pub(crate) struct Worker<P: Platform> {
@@ -192,7 +194,7 @@ impl<P: Platform> Host<P> {
             Stop::End(end) => Some(end),
             Stop::Crash(reason) => {
                 // The first to crash tells; the others have only been in the way.
-                if vcpu.vm.is_running() {
+                if vcpu.vm.is_running() && self.may_log_crash() {
                     self.log_registers(&vcpu);
                 }
                 Some(End::Crash(reason))
@@ -202,10 +204,19 @@ impl<P: Platform> Host<P> {
             worker.seat.task = Some(vcpu);
             return;
         };
-        self.stop(&vcpu.vm, end);
+        self.stop(vcpu.vm.clone(), end);
         vcpu.hw.unload();
         self.sched.lock().gone(cpu, self.clock.now(self.platform));
         self.dispose(vcpu);
+    }
+
+    /// True if the registers of a guest that has crashed may be logged: once a second, lest one that crashes again and again fills the console,
+    /// for which whoever logs then has to wait.
+    fn may_log_crash(&self) -> bool {
+        let now = self.clock.now(self.platform).0.max(1);
+        let last = self.crash_logged.load(Ordering::Relaxed);
+        let may = last == 0 || now.saturating_sub(last) >= CRASH_LOG_INTERVAL.0;
+        may && self.crash_logged.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     fn log_if_asked(&self, vcpu: &VirtCpu<P>) {
@@ -253,7 +264,7 @@ impl<P: Platform> Host<P> {
             shell.pump(self.platform, self.console.focus().is_none() && !passing);
         }
         waiting |= shell.has_output();
-        waiting.then(|| now + x86defs::Duration::from_millis(1))
+        waiting.then(|| now + Duration::from_millis(1))
     }
 
     fn typed(&self, shell: &mut Shell, now: Time, byte: u8) {

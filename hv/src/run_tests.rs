@@ -1,7 +1,13 @@
 //! Guests from start to end on a scripted machine: refusals, restarts, several at once.
 
 use super::{BootInfo, Host, Module, Worker};
-use crate::{host::Restarting, options::Options, shell::Operator, testing::FakePlatform, vm::End};
+use crate::{
+    host::Leaving,
+    options::Options,
+    shell::{GuestFlags, Operator, Trigger},
+    testing::FakePlatform,
+    vm::End,
+};
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::sync::atomic::Ordering;
 use x86defs::{Exit, Width};
@@ -109,6 +115,25 @@ fn a_crash_leaves_the_other_guest_running() {
     assert_eq!(names(&host), [""; 0]);
 }
 
+/// The turns of a rig are 20 ms apart.
+#[test]
+fn a_guest_that_crashes_again_and_again_does_not_fill_the_log() {
+    let modules = alloc::vec![kernel(), config("flood", "on_crash = \"restart\"\n")];
+    let mut rig = host("", modules, &[&[Exit::TripleFault][..]; 200]);
+    let mut bytes = alloc::vec![0; 64 << 10];
+    let (_, mut from) = crate::log::read(u64::MAX, &mut bytes);
+    let (mut dumps, mut crashes) = (0, 0);
+    for _ in 0..100 {
+        rig.turn();
+        let (count, next) = crate::log::read(from, &mut bytes);
+        from = next;
+        let text = String::from_utf8_lossy(&bytes[..count]);
+        dumps += text.matches("guest flood: RIP ").count();
+        crashes += text.matches("guest flood: ended: crash").count();
+    }
+    assert!(crashes >= 40 && (2..=4).contains(&dumps), "{dumps} dumps of {crashes} crashes");
+}
+
 #[test]
 fn ready_guests_take_turns() {
     let modules = alloc::vec![kernel(), config("a", ""), config("b", "")];
@@ -132,18 +157,34 @@ fn one_destroyed_while_it_ends_or_restarts_does_not_come_back() {
     drop(vm);
     rig.host.destroy(id).unwrap();
     assert_eq!(names(&rig), [""; 0]);
-    assert!(rig.host.finished() && rig.host.guests.lock().restarting.is_empty());
+    assert!(rig.host.finished() && rig.host.guests.lock().leaving.is_empty());
 
     // It is being built again.
     let rig = host("", modules, &[]);
     let vm = rig.host.guests.lock().running.remove(0);
-    let entry = Restarting { id: vm.id, blueprint: vm.blueprint.clone(), condemned: vm.condemned.clone() };
-    rig.host.guests.lock().restarting.push(entry);
+    let entry = Leaving { id: vm.id, blueprint: vm.blueprint.clone(), condemned: vm.condemned.clone() };
+    rig.host.guests.lock().leaving.push(entry);
     let listed = rig.host.guests();
     assert!(listed.len() == 1 && listed[0].name == "g" && listed[0].flags.ended());
     rig.host.destroy(vm.id).unwrap();
     assert_eq!(rig.host.start_unless(&vm.blueprint, false, Some(vm.id)), None);
-    assert!(names(&rig).is_empty() && rig.host.guests.lock().restarting.is_empty());
+    assert!(names(&rig).is_empty() && rig.host.guests.lock().leaving.is_empty());
+}
+
+/// The operator's CPU takes such a guest apart itself, and must not wait for what it holds of it.
+#[test]
+fn the_reset_of_a_paused_guest_restarts_it() {
+    let modules = alloc::vec![kernel(), config("g", "on_reboot = \"restart\"\n")];
+    let rig = host("", modules, &[]);
+    let first = rig.ids()[0];
+    rig.host.pause(first).unwrap();
+    rig.host.trigger(first, Trigger::Reset).unwrap();
+    assert_eq!(names(&rig), ["g"]);
+    let second = rig.ids()[0];
+    assert_ne!(first, second);
+    assert!(rig.host.guests()[0].flags == GuestFlags::empty(), "the new one is not paused");
+    rig.host.destroy(second).unwrap();
+    assert!(rig.host.guests().is_empty());
 }
 
 #[test]

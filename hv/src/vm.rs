@@ -2,7 +2,7 @@
 
 use crate::{
     acpi,
-    board::{Board, BoardConfig},
+    board::{Board, BoardConfig, SERIAL_PORTS},
     clock::Clock,
     config::{ConfigError, GuestConfig, Key, Reason, Serial},
     console::{Console, GuestConsole},
@@ -17,7 +17,7 @@ use core::{
     fmt,
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
-use devices::lapic::LocalApic;
+use devices::{debugcon::LineBuffer, lapic::LocalApic};
 use spin::Mutex;
 use x86defs::{GuestMemory, GuestMemoryExt, Platform, Time, Vcpu, VcpuConfig, VcpuState, Width};
 
@@ -87,7 +87,11 @@ impl Blueprint {
     /// Something does not fit, or the kernel is damaged.
     pub fn load<M: GuestMemory + ?Sized>(&self, memory: &M) -> Result<VcpuState, ConfigError> {
         let load = |error: loader::LoadError| self.config.error(error.key(), Reason::Load(error));
-        let tables = acpi::build(&acpi::AcpiInput { vcpus: self.config.vcpus });
+        let tables = acpi::build(&acpi::AcpiInput {
+            vcpus: self.config.vcpus,
+            coms: core::array::from_fn(|n| n == 0 || has_port(&self.config, n)),
+            hpet: self.config.hpet,
+        });
         tables.write_to(memory).map_err(|outside| load(outside.into()))?;
         let request = LoadRequest {
             kernel: self.kernel,
@@ -144,6 +148,8 @@ pub struct Vm<P: Platform> {
     /// Run time in ns of the vCPUs that are gone.
     time_of_ended: AtomicU64,
     output: GuestConsole,
+    /// Unfinished lines of the serial ports that lead to the log.
+    logged: Mutex<[LineBuffer; SERIAL_PORTS]>,
     console: Arc<Console>,
 }
 
@@ -171,12 +177,17 @@ impl<P: Platform> Vm<P> {
         if let Some(boot) = apics.first() {
             virtual_wire(boot, now);
         }
+        let utc = platform.wall_clock_ms(clock.origin()) / 1000;
         let board = Board::new(
+            &config.name,
             &BoardConfig {
                 ram_below_4g: ranges.iter().map(|r| r.end().0).filter(|&end| end <= layout::ABOVE_4G).max().unwrap_or(0),
                 ram_above_4g: ranges.iter().filter(|r| r.gpa.0 >= layout::ABOVE_4G).map(|r| r.size).sum(),
-                wall_clock: platform.wall_clock_ms(clock.origin()) / 1000,
+                wall_clock: utc.saturating_add_signed(config.rtc_offset),
                 debug_exit: config.isa_debug_exit,
+                missed_ticks: config.missed_ticks,
+                hpet: config.hpet,
+                serial: core::array::from_fn(|n| has_port(config, n)),
             },
             apics.clone(),
             now,
@@ -196,6 +207,7 @@ impl<P: Platform> Vm<P> {
             vcpus_left: AtomicU32::new(config.vcpus),
             end: Mutex::new(None),
             output: GuestConsole::default(),
+            logged: Mutex::default(),
             console: console.clone(),
         });
 
@@ -339,24 +351,46 @@ impl<P: Platform> Vm<P> {
     /// Passes the serial port's output on to the console, as far as that has room.
     pub fn pump_output(&self, platform: &P) {
         self.console.catch_up(platform, self.id, self.name(), &self.output);
-        let shown = self.has_console();
-        self.board.drain_serial(|byte| !shown || self.console.write(platform, self.id, self.name(), &self.output, byte));
+        let serial = &self.blueprint.config.serial;
+        self.board.drain_serial(|port, byte| match serial.get(port) {
+            Some(Serial::Pty) => self.console.write(platform, self.id, self.name(), &self.output, byte),
+            Some(Serial::Log) => {
+                self.log_serial(port, byte);
+                true
+            }
+            Some(Serial::Null | Serial::None) | None => true,
+        });
     }
 
-    /// True if the console had no room for some of the output.
+    /// A byte of a serial port that leads to the log.
+    fn log_serial(&self, port: usize, byte: u8) {
+        let line = self.logged.lock().get_mut(port).and_then(|buffer| buffer.push(byte));
+        if let Some(line) = line {
+            let text = core::str::from_utf8(&line).unwrap_or_default();
+            log::info!(target: "guest", "{}: serial {}: {text}", self.name(), port + 1);
+        }
+    }
+
+    /// The serial port that leads to the console.
+    fn console_port(&self) -> Option<usize> {
+        self.blueprint.config.serial.iter().position(|port| *port == Serial::Pty)
+    }
+
+    /// True if the console has not taken all of the output yet.
     pub fn has_output(&self) -> bool {
         self.board.has_events() || self.console.is_behind(self.id, &self.output)
     }
 
     /// Shows what is left of the output, at the guest's end.
     pub fn finish_output(&self, platform: &P) {
+        self.output.end();
         self.pump_output(platform);
         self.console.finish(platform, self.name(), &self.output);
     }
 
     /// True for a guest whose serial port leads to the console.
     pub fn has_console(&self) -> bool {
-        self.blueprint.config.serial == Serial::Pty
+        self.console_port().is_some()
     }
 
     /// Bytes typed for this guest, which gets them as its serial port takes them. False if they are too many.
@@ -381,13 +415,20 @@ impl<P: Platform> Vm<P> {
 
     /// True if the serial port can take a byte of input now.
     pub fn wants_input(&self) -> bool {
-        self.has_console() && self.board.serial_wants_input()
+        self.console_port().is_some_and(|port| self.board.serial_wants_input(port))
     }
 
     /// A byte typed for this guest.
     pub fn input(&self, now: Time, byte: u8) {
-        self.board.serial_input(now, byte);
+        if let Some(port) = self.console_port() {
+            self.board.serial_input(now, port, byte);
+        }
     }
+}
+
+/// Whether the configuration asks for serial port `n`, from 0.
+fn has_port(config: &GuestConfig, n: usize) -> bool {
+    config.serial.get(n).is_some_and(|port| *port != Serial::None)
 }
 
 /// Leaves the boot processor's local APIC as firmware does: enabled, the 8259 pair on LINT0, NMI on LINT1 (MultiProcessor Specification

@@ -16,8 +16,8 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use spec::{
-    Control, GPE0_ENABLE, GPE0_END, GPE0_STATUS, PM_TIMER, PM1_CONTROL, PM1_ENABLE, PM1_STATUS, Pm1, SLP_TYP_S5, SLP_TYP_SHIFT,
-    TIMER_HZ,
+    Control, GPE_CONTROL, GPE0_ENABLE, GPE0_END, GPE0_STATUS, PM_TIMER, PM1_CONTROL, PM1_ENABLE, PM1_STATUS, Pm1, SLP_TYP_S5,
+    SLP_TYP_SHIFT, SWGPE, SWGPE_CTRL, THRM_POL, TIMER_HZ,
 };
 use x86defs::{Time, Width};
 
@@ -49,6 +49,7 @@ pub struct AcpiPm {
     control: Control,
     gpe_status: u64,
     gpe_enable: u64,
+    gpe_control: u8,
     width: PmTimerWidth,
     clock: TickClock,
     /// The timer's tick up to which its overflows are in the status.
@@ -66,6 +67,7 @@ pub struct AcpiPmState {
     pub control: u16,
     pub gpe_status: u64,
     pub gpe_enable: u64,
+    pub gpe_control: u8,
     pub width: PmTimerWidth,
     pub handled: u64,
     pub event: Option<PowerEvent>,
@@ -81,6 +83,7 @@ impl AcpiPm {
             control: Control::SCI_EN,
             gpe_status: 0,
             gpe_enable: 0,
+            gpe_control: 0,
             width,
             clock: TickClock::new(TIMER_HZ),
             handled: 0,
@@ -170,6 +173,7 @@ impl AcpiPm {
             PM_TIMER..0x0c => byte(self.timer(now).into(), PM_TIMER),
             GPE0_STATUS..GPE0_ENABLE => byte(self.gpe_status, GPE0_STATUS),
             GPE0_ENABLE..GPE0_END => byte(self.gpe_enable, GPE0_ENABLE),
+            GPE_CONTROL => self.gpe_control,
             _ => 0,
         }
     }
@@ -191,12 +195,26 @@ impl AcpiPm {
                 let (bits, mask) = place(PM1_CONTROL);
                 self.write_control(bits as u16, mask as u16);
             }
-            GPE0_STATUS..GPE0_ENABLE => self.gpe_status &= !place(GPE0_STATUS).0,
+            GPE0_STATUS..GPE0_ENABLE => {
+                self.gpe_status &= !place(GPE0_STATUS).0;
+                self.hold_software_gpe();
+            }
             GPE0_ENABLE..GPE0_END => {
                 let (bits, mask) = place(GPE0_ENABLE);
                 self.gpe_enable = self.gpe_enable & !mask | bits;
             }
+            GPE_CONTROL => {
+                self.gpe_control = value & (SWGPE_CTRL | THRM_POL);
+                self.hold_software_gpe();
+            }
             _ => {}
+        }
+    }
+
+    /// The software's own event is a level: cleared while that is still there, it comes again.
+    fn hold_software_gpe(&mut self) {
+        if self.gpe_control & SWGPE_CTRL != 0 {
+            self.gpe_status |= SWGPE;
         }
     }
 
@@ -214,13 +232,27 @@ impl AcpiPm {
 
     #[must_use]
     pub fn save(&self) -> AcpiPmState {
-        let Self { status, enable, control, gpe_status, gpe_enable, width, clock: _, handled, event, sci: _, deadline: _ } = self;
+        let Self {
+            status,
+            enable,
+            control,
+            gpe_status,
+            gpe_enable,
+            gpe_control,
+            width,
+            clock: _,
+            handled,
+            event,
+            sci: _,
+            deadline: _,
+        } = self;
         AcpiPmState {
             status: status.bits(),
             enable: enable.bits(),
             control: control.bits(),
             gpe_status: *gpe_status,
             gpe_enable: *gpe_enable,
+            gpe_control: *gpe_control,
             width: *width,
             handled: *handled,
             event: *event,
@@ -228,12 +260,13 @@ impl AcpiPm {
     }
 
     pub fn restore(&mut self, state: &AcpiPmState) {
-        let AcpiPmState { status, enable, control, gpe_status, gpe_enable, width, handled, event } = state;
+        let AcpiPmState { status, enable, control, gpe_status, gpe_enable, gpe_control, width, handled, event } = state;
         self.status = Pm1::from_bits_truncate(*status);
         self.enable = Pm1::from_bits_truncate(*enable) & Pm1::SCI_SOURCES;
         self.control = Control::from_bits_truncate(*control) & Control::WRITABLE | Control::SCI_EN;
         self.gpe_status = *gpe_status;
         self.gpe_enable = *gpe_enable;
+        self.gpe_control = gpe_control & (SWGPE_CTRL | THRM_POL);
         self.width = *width;
         self.handled = *handled;
         self.event = *event;

@@ -11,6 +11,8 @@ pub const PM_TIMER: u16 = 0x08;
 pub const GPE0_STATUS: u16 = 0x20;
 pub const GPE0_ENABLE: u16 = 0x28;
 pub const GPE0_END: u16 = 0x30;
+/// General-purpose event control (ICH9, 13.8.3.9).
+pub const GPE_CONTROL: u16 = 0x42;
 
 bitflags! {
     /// PM1 status, and the enables in the same places (13.8.3.1 and 13.8.3.2).
@@ -44,6 +46,13 @@ bitflags! {
         const WRITABLE = 0x1c02;
     }
 }
+
+/// In [`GPE_CONTROL`]: raises [`SWGPE`], for as long as it is set.
+pub const SWGPE_CTRL: u8 = 1 << 1;
+/// The polarity of the thermal pin; kept only.
+pub const THRM_POL: u8 = 1 << 0;
+/// The general-purpose event that software raises.
+pub const SWGPE: u64 = 1 << 2;
 
 pub const SLP_TYP_SHIFT: u16 = 10;
 /// SLP_TYP of S5, soft off.

@@ -186,3 +186,19 @@ proptest! {
         }
     }
 }
+
+/// 13.8.3.9: SWGPE_CTRL is the level of a general-purpose event that software raises.
+#[test]
+fn software_raises_a_general_purpose_event() {
+    let mut b = Bench::new(PmTimerWidth::Bits32);
+    b.pm.port_write(b.now, 0x28, Width::Byte, 4);
+    assert!(!b.pm.sci.level());
+    b.pm.port_write(b.now, 0x42, Width::Byte, 0xff);
+    assert_eq!((b.pm.port_read(b.now, 0x42, Width::Byte), b.pm.port_read(b.now, 0x20, Width::Byte)), (3, 4));
+    assert!(b.pm.sci.level());
+    b.pm.port_write(b.now, 0x20, Width::Byte, 4);
+    assert!(b.pm.sci.level(), "the level is still there");
+    b.pm.port_write(b.now, 0x42, Width::Byte, 0);
+    b.pm.port_write(b.now, 0x20, Width::Byte, 4);
+    assert!(!b.pm.sci.level());
+}

@@ -118,6 +118,12 @@ impl IoApic {
         }
     }
 
+    /// The message that input `pin` sends, unless it is masked.
+    #[must_use]
+    pub fn unmasked(&self, pin: usize) -> Option<InterruptMessage> {
+        self.pins.get(pin).filter(|pin| !pin.masked())?.message()
+    }
+
     /// The level-triggered interrupt `vector` has been served (a local APIC's EOI message, or the EOI register): pins that are still
     /// asserted send it again.
     pub fn eoi(&mut self, vector: u8, send: &mut impl FnMut(InterruptMessage) -> bool) {

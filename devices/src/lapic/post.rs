@@ -53,6 +53,13 @@ impl LocalApic {
         Posted::New
     }
 
+    /// True if `vector` waits to be taken.
+    #[must_use]
+    pub fn is_requested(&self, vector: u8) -> bool {
+        let (index, bit) = place(vector);
+        self.page.vectors(reg::IRR, index).load(Relaxed) & bit != 0
+    }
+
     /// An NMI; further ones until it is taken make no difference.
     pub fn post_nmi(&self) -> Posted {
         if self.state.fetch_or(flag::NMI, AcqRel) & flag::NMI == 0 { Posted::New } else { Posted::Merged }

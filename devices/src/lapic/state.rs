@@ -31,6 +31,9 @@ pub struct LocalApicState {
     /// Nanoseconds in the time base; `u64::MAX` if the timer is not running.
     pub timer_expiry: u64,
     pub tsc_deadline: u64,
+    /// The periodic timer's first beat since it was programmed, and how many have been served since.
+    pub first_beat: u64,
+    pub beats_served: u64,
     pub nmi: bool,
     pub init: bool,
     /// Page of a SIPI that has come.
@@ -55,7 +58,7 @@ impl LocalApic {
     pub fn save(&self) -> LocalApicState {
         let Self { page, state, in_service_words: _, in_service: _, base, id: _, errors, lines, timer } = self;
         let state = state.load(Acquire);
-        let (timer_expiry, tsc_deadline) = timer.raw();
+        let [timer_expiry, tsc_deadline, first_beat, beats_served] = timer.raw();
         LocalApicState {
             base_msr: base.load(Relaxed),
             tpr: page.get(reg::TPR) as u8,
@@ -73,6 +76,8 @@ impl LocalApic {
             divide: page.get(reg::TDCR),
             timer_expiry,
             tsc_deadline,
+            first_beat,
+            beats_served,
             nmi: state & flag::NMI != 0,
             init: state & flag::INIT != 0,
             sipi: (state & flag::SIPI != 0).then_some((state >> flag::SIPI_SHIFT) as u8),
@@ -103,6 +108,8 @@ impl LocalApic {
             divide,
             timer_expiry,
             tsc_deadline,
+            first_beat,
+            beats_served,
             nmi,
             init,
             sipi,
@@ -145,7 +152,7 @@ impl LocalApic {
         }
         page.set(reg::TMICT, initial_count);
         page.set(reg::TDCR, divide & TDCR_WRITABLE);
-        self.timer.set_raw(timer_expiry, tsc_deadline);
+        self.timer.set_raw([timer_expiry, tsc_deadline, first_beat, beats_served]);
         self.lines.store(lines & 3, Relaxed);
         let sipi = sipi.map_or(0, |page| flag::SIPI | u32::from(page) << flag::SIPI_SHIFT);
         let bit = |set: bool, flag: u32| if set { flag } else { 0 };

@@ -4,21 +4,19 @@ use super::{
     Effect, LocalApic,
     spec::{TDCR_WRITABLE, divide_shift, lvt, reg},
 };
+pub use crate::missed::MIN_PERIOD;
 use crate::{
     interrupt::Trigger,
+    missed::{MOST_OWED, MissedTicks, pace},
     sync::atomic::{
-        AtomicU64,
+        AtomicBool, AtomicU64,
         Ordering::{AcqRel, Acquire, Relaxed, Release},
     },
 };
-use x86defs::{Duration, Rate, Time};
+use x86defs::{Rate, Time};
 
 /// Input clock in Hz, before the divide configuration: one tick is a nanosecond.
 pub const BUS_HZ: u64 = 1_000_000_000;
-
-/// A periodic timer with a shorter period interrupts only this often (still on its own beat), so that a guest cannot spend all of
-/// its time, or ours, in timer interrupts.
-pub const MIN_PERIOD: Duration = Duration::from_micros(10);
 
 /// No expiry.
 const NEVER: u64 = u64::MAX;
@@ -62,29 +60,59 @@ pub(super) struct Timer {
     expiry: AtomicU64,
     /// IA32_TSC_DEADLINE as last written; void without an expiry.
     tsc_deadline: AtomicU64,
+    /// The [`Time`] of the first beat since the timer was programmed. In periodic mode the expiry is a beat, or between two of them where
+    /// a missed interrupt is made good.
+    first_beat: AtomicU64,
+    /// Beats since then that have had their interrupt, or need none.
+    served: AtomicU64,
+    /// Interrupts that the guest did not get in time are made good.
+    makes_good: AtomicBool,
 }
 
 impl Timer {
     pub(super) fn new() -> Self {
-        Self { expiry: AtomicU64::new(NEVER), tsc_deadline: AtomicU64::new(0) }
+        Self {
+            expiry: AtomicU64::new(NEVER),
+            tsc_deadline: AtomicU64::new(0),
+            first_beat: AtomicU64::new(0),
+            served: AtomicU64::new(0),
+            makes_good: AtomicBool::new(false),
+        }
+    }
+
+    /// Starts anew: the next interrupt is at `expiry`.
+    #[inline(always)]
+    fn start(&self, expiry: u64) {
+        self.first_beat.store(expiry, Relaxed);
+        self.served.store(0, Relaxed);
+        self.expiry.store(expiry, Release);
     }
 
     pub(super) fn stop(&self) {
         self.expiry.store(NEVER, Release);
     }
 
-    /// For saving: the raw expiry and TSC deadline.
-    pub(super) fn raw(&self) -> (u64, u64) {
-        (self.expiry.load(Acquire), self.tsc_deadline.load(Relaxed))
+    /// For saving: expiry, TSC deadline, first beat, beats served.
+    pub(super) fn raw(&self) -> [u64; 4] {
+        let [expiry, others @ ..] = [&self.expiry, &self.tsc_deadline, &self.first_beat, &self.served];
+        let [tsc_deadline, first_beat, served] = others.map(|word| word.load(Relaxed));
+        [expiry.load(Acquire), tsc_deadline, first_beat, served]
     }
 
-    pub(super) fn set_raw(&self, expiry: u64, tsc_deadline: u64) {
+    pub(super) fn set_raw(&self, [expiry, tsc_deadline, first_beat, served]: [u64; 4]) {
         self.tsc_deadline.store(tsc_deadline, Relaxed);
+        self.first_beat.store(first_beat, Relaxed);
+        self.served.store(served, Relaxed);
         self.expiry.store(expiry, Release);
     }
 }
 
 impl LocalApic {
+    /// What becomes of the periodic timer's interrupts that the guest does not get in time; they are merged at first.
+    pub fn set_missed_ticks(&self, policy: MissedTicks) {
+        self.timer.makes_good.store(policy == MissedTicks::Deliver, Relaxed);
+    }
+
     #[inline(always)]
     fn timer_mode(&self) -> Mode {
         Mode::of(self.page.get(reg::LVT_TIMER))
@@ -112,17 +140,48 @@ impl LocalApic {
             return false;
         }
         let entry = self.page.get(reg::LVT_TIMER);
-        let next = match (Mode::of(entry), self.period()) {
-            (Mode::Periodic, period @ 1..) => {
-                // The first beat that is not in the past, nor too soon.
-                let late = (now.0 - expiry).saturating_add(MIN_PERIOD.0.saturating_sub(period));
-                let beats = if late < period { 1 } else { late / period + 1 };
-                expiry.saturating_add(beats.saturating_mul(period))
-            }
-            _ => NEVER,
+        let (next, served) = match (Mode::of(entry), self.period()) {
+            (Mode::Periodic, period @ 1..) => self.next_beat(now.0, expiry, period, entry),
+            _ => (NEVER, None),
         };
         // If this fails, then another CPU has noticed the same expiry, or the owner has programmed the timer anew.
-        self.timer.expiry.compare_exchange(expiry, next, AcqRel, Acquire).is_ok() && self.deliver_lvt(entry, Trigger::Edge)
+        if self.timer.expiry.compare_exchange(expiry, next, AcqRel, Acquire).is_err() {
+            return false;
+        }
+        match served {
+            Some(served) => self.timer.served.store(served, Relaxed),
+            // A beat whose interrupt waits at the one before's: it counts when it is made good.
+            None if next != NEVER => return false,
+            None => {}
+        }
+        self.deliver_lvt(entry, Trigger::Edge)
+    }
+
+    /// A periodic timer's next expiry, when the one at `expiry` is served at `now`, and how many beats have had their interrupt then; none
+    /// if it gets none now.
+    fn next_beat(&self, now: u64, expiry: u64, period: u64, entry: u32) -> (u64, Option<u64>) {
+        let first = self.timer.first_beat.load(Relaxed);
+        // Beats up to now, and when the next one is. An expiry in front of the first beat was not made here: it is a beat then.
+        let first = if first > expiry { expiry } else { first };
+        let due = (now - first) / period + 1;
+        let beat = first.saturating_add(due.saturating_mul(period));
+        if period < MIN_PERIOD.0 {
+            // The first beat that is not too soon.
+            let late = (now - first).saturating_add(MIN_PERIOD.0 - period);
+            return (first.saturating_add((late / period + 1).saturating_mul(period)), Some(due));
+        }
+        let owed = due.saturating_sub(self.timer.served.load(Relaxed));
+        let makes_good = self.timer.makes_good.load(Relaxed) && owed <= MOST_OWED && entry & lvt::MASKED == 0;
+        if !makes_good {
+            return (beat, Some(due));
+        }
+        if self.is_requested(entry as u8) {
+            // The guest is away, or busy. It makes no sense to try faster than the timer's own beat.
+            return (beat, None);
+        }
+        let served = due - owed.saturating_sub(1);
+        let next = if served < due { beat.min(now.saturating_add(pace(period))) } else { beat };
+        (next, Some(served))
     }
 
     #[inline(always)]
@@ -136,19 +195,28 @@ impl LocalApic {
         u64::from(self.page.get(reg::TMICT)) << self.shift()
     }
 
-    /// The current-count register.
-    pub(super) fn current_count(&self, now: Time) -> u32 {
+    /// Nanoseconds until the count is zero; none if the timer does not count.
+    fn left(&self, now: Time) -> Option<u64> {
         let expiry = self.timer.expiry.load(Acquire);
         let mode = self.timer_mode();
         if expiry >= REMOTE || !mode.counts() {
-            return 0;
+            return None;
         }
-        let mut left = expiry.saturating_sub(now.0);
-        if mode == Mode::Periodic {
-            // Where the beat is, whether or not the last ones have been noticed and the next ones are let through.
-            let Some(since) = now.0.saturating_sub(expiry).checked_rem(self.period()) else { return 0 };
-            left = if left == 0 { self.period() - since } else { (left - 1) % self.period() + 1 };
+        if mode == Mode::OneShot {
+            return Some(expiry.saturating_sub(now.0));
         }
+        // Where the beat is, whether or not the last ones have been noticed and the next ones are let through.
+        let beat = expiry.min(self.timer.first_beat.load(Relaxed));
+        let period = self.period();
+        Some(match beat.saturating_sub(now.0) {
+            0 => period - (now.0 - beat).checked_rem(period)?,
+            left => (left - 1).checked_rem(period)? + 1,
+        })
+    }
+
+    /// The current-count register.
+    pub(super) fn current_count(&self, now: Time) -> u32 {
+        let Some(left) = self.left(now) else { return 0 };
         let shift = self.shift();
         u32::try_from(left.saturating_add((1 << shift) - 1) >> shift).unwrap_or(u32::MAX)
     }
@@ -162,7 +230,7 @@ impl LocalApic {
         }
         self.page.set(reg::TMICT, count);
         let expiry = if count == 0 { NEVER } else { now.0.saturating_add(u64::from(count) << self.shift()) };
-        self.timer.expiry.store(expiry, Release);
+        self.timer.start(expiry);
         Effect::Timer
     }
 
@@ -174,7 +242,7 @@ impl LocalApic {
         if count == 0 {
             return Effect::None;
         }
-        self.timer.expiry.store(now.0.saturating_add(u64::from(count) << self.shift()), Release);
+        self.timer.start(now.0.saturating_add(u64::from(count) << self.shift()));
         Effect::Timer
     }
 
@@ -184,6 +252,12 @@ impl LocalApic {
         // What is due was due under the old entry.
         self.advance(now);
         let (old, new) = (self.timer_mode(), Mode::of(value));
+        if old != new
+            && new.counts()
+            && let Some(left) = self.left(now)
+        {
+            self.timer.start(now.0.saturating_add(left));
+        }
         self.page.set(reg::LVT_TIMER, value);
         if old != new && !(old.counts() && new.counts()) {
             self.timer.stop();

@@ -30,6 +30,12 @@ mod mch {
     /// TOLUD, in its lower half.
     pub const TOLUD: u8 = 0xb0;
     pub const SKPD: u8 = 0xdc;
+
+    /// Of [`PCIEXBAR`]: decoded, and how many buses (5.1.16).
+    pub const PCIEXBAR_ENABLE: u32 = 1;
+    pub const PCIEXBAR_LENGTH: u32 = 3 << 1;
+    pub const PCIEXBAR_WRITABLE: u32 = 0xfc00_0007;
+    pub const PCIEXBAR_HIGH: u32 = 0xf;
 }
 
 /// Registers of the LPC bridge.
@@ -80,17 +86,18 @@ mod lpc {
     pub const RCBA_ENABLE: u32 = 1;
 }
 
-/// The host bridge, 00:00.0: the memory map's registers, as firmware has set them. They lead nowhere; the board's memory map
-/// is fixed.
+/// The host bridge, 00:00.0: the memory map's registers, as firmware has set them. Only the one for configuration space in memory moves
+/// anything; the rest of the board's memory map is fixed.
 #[derive(Debug)]
 pub struct HostBridge {
     config: ConfigSpace,
 }
 
 impl HostBridge {
-    /// `memory_below_4g` is the top of low memory, `memory_above_4g` what there is above 4 GiB, in bytes.
+    /// `memory_below_4g` is the top of low memory, `memory_above_4g` what there is above 4 GiB, in bytes. `ecam`: where firmware has put
+    /// the configuration space of all 256 buses in memory, a multiple of 256 MiB below 64 GiB.
     #[must_use]
-    pub fn new(memory_below_4g: u64, memory_above_4g: u64) -> Self {
+    pub fn new(memory_below_4g: u64, memory_above_4g: u64, ecam: u64) -> Self {
         let mut config = ConfigSpace::new(&Identity {
             vendor: INTEL,
             device: mch::DEVICE_ID,
@@ -103,15 +110,14 @@ impl HostBridge {
         let command = Command::MEMORY | Command::BUS_MASTER;
         config.define(COMMAND_STATUS, command.bits().into(), Command::SERR.bits().into());
         config.set_status(Status::FAST_BACK_TO_BACK, true);
-        for (base, low, high) in [
-            (mch::EPBAR, 0xffff_f001, 0xf),
-            (mch::MCHBAR, 0xffff_c001, 0xf),
-            (mch::PCIEXBAR, 0xf000_0007, 0xf),
-            (mch::DMIBAR, 0xffff_f001, 0xf),
-        ] {
+        for (base, low, high) in
+            [(mch::EPBAR, 0xffff_f001, 0xf), (mch::MCHBAR, 0xffff_c001, 0xf), (mch::DMIBAR, 0xffff_f001, 0xf)]
+        {
             config.define(base, 0, low);
             config.define(base + 4, 0, high);
         }
+        config.define(mch::PCIEXBAR, ecam as u32 & 0xf000_0000 | mch::PCIEXBAR_ENABLE, mch::PCIEXBAR_WRITABLE);
+        config.define(mch::PCIEXBAR + 4, (ecam >> 32) as u32 & mch::PCIEXBAR_HIGH, mch::PCIEXBAR_HIGH);
         // The host bridge itself is there.
         config.define(mch::DEVEN, 1, 0x3ca);
         // Reads and writes of 0xc0000 to 0xfffff go to memory.
@@ -126,6 +132,20 @@ impl HostBridge {
         config.define(mch::SKPD, 0, u32::MAX);
         Self { config }
     }
+
+    /// Where configuration space is in memory (first address, bytes), if it is: 1 MiB for each bus (5.1.16).
+    #[must_use]
+    pub fn ecam(&self) -> Option<(u64, u64)> {
+        let low = self.config.read(mch::PCIEXBAR);
+        let size = match (low & mch::PCIEXBAR_LENGTH) >> 1 {
+            0 => 256 * MIB,
+            1 => 128 * MIB,
+            2 => 64 * MIB,
+            _ => return None,
+        };
+        let base = u64::from(self.config.read(mch::PCIEXBAR + 4)) << 32 | u64::from(low & 0xfc00_0000);
+        (low & mch::PCIEXBAR_ENABLE != 0).then_some((base & !(size - 1), size))
+    }
 }
 
 impl PciFunction for HostBridge {
@@ -136,7 +156,9 @@ impl PciFunction for HostBridge {
     }
 
     fn config_write(&mut self, offset: u8, value: u32, mask: u32) -> ConfigEffect {
-        self.config.write(offset, value, mask)
+        let before = self.ecam();
+        let effect = self.config.write(offset, value, mask);
+        if self.ecam() == before { effect } else { ConfigEffect::Ecam }
     }
 
     fn save(&self) -> ConfigSpaceState {

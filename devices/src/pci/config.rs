@@ -64,6 +64,8 @@ pub enum ConfigEffect {
     PirqRoutes,
     /// Where the ACPI block is ([`super::LpcBridge::pm_base`]).
     PmBase,
+    /// Where configuration space is in memory ([`super::HostBridge::ecam`]).
+    Ecam,
 }
 
 /// 256 bytes of configuration space, by dwords.
@@ -199,6 +201,12 @@ impl ConfigSpace {
         (self.command().contains(enable) && address != 0).then_some((address, bar.size))
     }
 
+    /// What base address register `index` maps, if it exists.
+    #[must_use]
+    pub fn bar_kind(&self, index: u8) -> Option<BarKind> {
+        self.bars.get(usize::from(index))?.map(|bar| bar.kind)
+    }
+
     #[must_use]
     pub fn command(&self) -> Command {
         Command::from_bits_retain(self.read(COMMAND_STATUS) as u16)
@@ -243,6 +251,11 @@ impl ConfigSpace {
     #[must_use]
     pub fn read(&self, offset: u8) -> u32 {
         self.values[Self::slot(offset)]
+    }
+
+    /// Sets the dword at `offset`, whatever software can write of it.
+    pub fn put(&mut self, offset: u8, value: u32) {
+        self.values[Self::slot(offset)] = value;
     }
 
     /// The byte at `offset`.

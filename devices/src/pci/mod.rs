@@ -2,22 +2,29 @@
 //!
 //! PCI Local Bus Specification 3.0 (2004), 3.2.2.3 and chapter 6.
 //!
-//! The reset control register at port 0xCF9 lies among these ports, and is here for that reason. Configuration space is
-//! reached by ports only: there is no memory-mapped window.
+//! The reset control register at port 0xCF9 lies among these ports, and is here for that reason. Configuration space is in memory, too
+//! (PCI Express Base Specification 3.0, 7.2.2): [`PciBus::memory_read`].
 
 mod chipset;
 mod config;
+mod device;
+mod msi;
+mod serial;
 mod spec;
 #[cfg(test)]
 mod tests;
 
 use crate::{PortDevice, misc::ResetControl, misc::ResetControlState, ports::read_bytes};
-use alloc::vec::Vec;
+use alloc::{sync::Arc, vec::Vec};
 pub use chipset::{HostBridge, LpcBridge};
 pub use config::{BarError, BarKind, CapabilitySpace, ConfigEffect, ConfigSpace, ConfigSpaceState, Identity};
+pub use device::{PciDevice, Windows};
+pub use msi::{InterruptError, Interrupts, InterruptsState, MAX_MSI, MAX_MSIX};
 use serde::{Deserialize, Serialize};
+pub use serial::{PciSerial, PciSerialState};
 use spec::mechanism;
 pub use spec::{Command, Status};
+use spin::Mutex;
 use x86defs::{Time, Width};
 
 /// Ports of the bus, from 0xCF8 on.
@@ -152,8 +159,45 @@ impl<F: PciFunction> PciBus<F> {
         self.function(place).map_or(u32::MAX, |function| function.config_read(register))
     }
 
+    /// A read of configuration space in memory, `offset` from its start: bus << 20 | device << 15 | function << 12 | register. What has
+    /// no function reads all ones; registers from 0x100 on read zero, since these functions have no extended capabilities. What
+    /// crosses a dword that is not the lower half of a quadword reads all ones.
+    #[must_use]
+    pub fn memory_read(&self, offset: u64, width: Width) -> u64 {
+        let within = offset & 7;
+        if within + width.bytes() as u64 > 8 || (offset & 3) + width.bytes().min(4) as u64 > 4 {
+            return width.mask();
+        }
+        let Some((place, register)) = memory_target(offset) else { return width.mask() };
+        let Some(function) = self.function(place) else { return width.mask() };
+        let Some(register) = register else { return 0 };
+        let low = u64::from(function.config_read(register & !3));
+        let high = if width == Width::Qword { u64::from(function.config_read(register | 4)) } else { 0 };
+        (high << 32 | low) >> (8 * (offset & 3)) & width.mask()
+    }
+
+    /// A write to configuration space in memory. Quadwords are two dwords, the lower one first. Returns what each of them did.
+    pub fn memory_write(&mut self, offset: u64, width: Width, value: u64) -> [Option<(DevFn, ConfigEffect)>; 2] {
+        if (offset & 3) + width.bytes().min(4) as u64 > 4 || width == Width::Qword && offset & 7 != 0 {
+            return [None; 2];
+        }
+        let Some((place, Some(register))) = memory_target(offset) else { return [None; 2] };
+        let shift = 8 * (offset as u32 & 3);
+        self.write_register(place, register, (value as u32) << shift, (width.mask() as u32) << shift);
+        let first = self.take_effect();
+        if width == Width::Qword {
+            self.write_register(place, register | 4, (value >> 32) as u32, u32::MAX);
+        }
+        [first, self.take_effect()]
+    }
+
     fn write_data(&mut self, value: u32, mask: u32) {
-        let Some((place, register)) = self.target() else { return };
+        if let Some((place, register)) = self.target() {
+            self.write_register(place, register, value, mask);
+        }
+    }
+
+    fn write_register(&mut self, place: DevFn, register: u8, value: u32, mask: u32) {
         let Some(function) = self.function_mut(place) else { return };
         let effect = function.config_write(register, value, mask);
         if effect != ConfigEffect::None {
@@ -213,11 +257,19 @@ impl<F: PciFunction> PortDevice for PciBus<F> {
     }
 }
 
-/// The functions that every board has.
-#[derive(Debug)]
+/// The function and its register that an offset in configuration space's memory leads to. There is only bus 0; the register is none
+/// beyond the first 256 bytes.
+fn memory_target(offset: u64) -> Option<(DevFn, Option<u8>)> {
+    let place = DevFn((offset >> 12) as u8);
+    (offset >> 20 == 0).then_some((place, u8::try_from(offset & 0xffc).ok()))
+}
+
+/// The functions of a board: the chipset's, and devices with a lock of their own.
 pub enum ChipsetFunction {
     HostBridge(HostBridge),
     LpcBridge(LpcBridge),
+    /// The bus' device of this number ([`Windows`]).
+    Device(usize, Arc<Mutex<dyn PciDevice>>),
 }
 
 /// Where the chipset's functions are.
@@ -230,18 +282,38 @@ impl ChipsetFunction {
     pub fn lpc_bridge(&self) -> Option<&LpcBridge> {
         match self {
             Self::LpcBridge(bridge) => Some(bridge),
-            Self::HostBridge(_) => None,
+            Self::HostBridge(_) | Self::Device(..) => None,
+        }
+    }
+
+    /// The host bridge, if it is that.
+    #[must_use]
+    pub fn host_bridge(&self) -> Option<&HostBridge> {
+        match self {
+            Self::HostBridge(bridge) => Some(bridge),
+            Self::LpcBridge(_) | Self::Device(..) => None,
+        }
+    }
+
+    /// The device, if it is one.
+    #[must_use]
+    pub fn device(&self) -> Option<(usize, &Arc<Mutex<dyn PciDevice>>)> {
+        match self {
+            Self::Device(n, device) => Some((*n, device)),
+            Self::HostBridge(_) | Self::LpcBridge(_) => None,
         }
     }
 }
 
 impl PciFunction for ChipsetFunction {
-    type State = ConfigSpaceState;
+    /// None for devices, which save themselves.
+    type State = Option<ConfigSpaceState>;
 
     fn config_read(&self, offset: u8) -> u32 {
         match self {
             Self::HostBridge(bridge) => bridge.config_read(offset),
             Self::LpcBridge(bridge) => bridge.config_read(offset),
+            Self::Device(_, device) => device.lock().config().read(offset),
         }
     }
 
@@ -249,20 +321,29 @@ impl PciFunction for ChipsetFunction {
         match self {
             Self::HostBridge(bridge) => bridge.config_write(offset, value, mask),
             Self::LpcBridge(bridge) => bridge.config_write(offset, value, mask),
+            Self::Device(_, device) => {
+                if device.lock().config_write(offset, value, mask) {
+                    ConfigEffect::Decode
+                } else {
+                    ConfigEffect::None
+                }
+            }
         }
     }
 
-    fn save(&self) -> ConfigSpaceState {
+    fn save(&self) -> Self::State {
         match self {
-            Self::HostBridge(bridge) => bridge.save(),
-            Self::LpcBridge(bridge) => bridge.save(),
+            Self::HostBridge(bridge) => Some(bridge.save()),
+            Self::LpcBridge(bridge) => Some(bridge.save()),
+            Self::Device(..) => None,
         }
     }
 
-    fn restore(&mut self, state: &ConfigSpaceState) {
-        match self {
-            Self::HostBridge(bridge) => bridge.restore(state),
-            Self::LpcBridge(bridge) => bridge.restore(state),
+    fn restore(&mut self, state: &Self::State) {
+        match (self, state) {
+            (Self::HostBridge(bridge), Some(state)) => bridge.restore(state),
+            (Self::LpcBridge(bridge), Some(state)) => bridge.restore(state),
+            _ => {}
         }
     }
 }

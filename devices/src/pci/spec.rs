@@ -68,4 +68,5 @@ pub mod mechanism {
 pub mod class {
     pub const HOST_BRIDGE: u32 = 0x06_0000;
     pub const ISA_BRIDGE: u32 = 0x06_0100;
+    pub const SERIAL_16550: u32 = 0x07_0002;
 }

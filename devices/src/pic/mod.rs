@@ -85,6 +85,17 @@ impl Pic {
         self.output
     }
 
+    /// Whether a request of ISA interrupt `irq` waits to be acknowledged; none if it is masked.
+    #[must_use]
+    pub fn waits(&self, irq: u8) -> Option<bool> {
+        let (chip, bit) = match irq {
+            0..8 => (&self.master, 1u8 << irq),
+            8..16 if self.master.imr & CASCADE == 0 => (&self.slave, 1u8 << (irq - 8)),
+            _ => return None,
+        };
+        (chip.imr & bit == 0).then(|| chip.irr() & bit != 0)
+    }
+
     /// The processor's acknowledge (INTA) cycle: the interrupt vector. Without a request it is the spurious interrupt's.
     pub fn acknowledge(&mut self) -> u8 {
         let level = self.master.acknowledge();

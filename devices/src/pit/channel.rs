@@ -382,6 +382,14 @@ impl Channel {
         self.latched_status = Some(byte);
     }
 
+    /// The period, in a periodic mode that runs.
+    pub(super) fn period(&self) -> Option<u32> {
+        match self.counting {
+            Counting::Running { count, .. } if matches!(self.mode, Mode::RateGenerator | Mode::SquareWave) => Some(count),
+            _ => None,
+        }
+    }
+
     /// The load that is to come, if it is due by `tick`.
     pub(super) fn due_load(&self, tick: u64) -> Option<u64> {
         self.load_at.filter(|&at| at <= tick)

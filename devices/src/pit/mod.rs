@@ -13,7 +13,8 @@ mod spec;
 mod tests;
 
 use crate::{
-    Line, PortDevice, TimedDevice,
+    Line, MissedTicks, PinState, PortDevice, TimedDevice,
+    missed::Owed,
     ports::{read_bytes, write_bytes},
     ticks::TickClock,
 };
@@ -30,6 +31,9 @@ pub const PORT_61_OFFSET: u16 = 4;
 const CONTROL_OFFSET: u16 = 3;
 const PORTS: u16 = 5;
 
+/// Counter 0 interrupts only this often when its period is shorter (10 us), and nothing is made good then.
+const MIN_COUNT: u32 = 12;
+
 /// The timer.
 pub struct Pit {
     channels: [Channel; 3],
@@ -39,6 +43,9 @@ pub struct Pit {
     /// The CLK pulse up to which counter 0's edges have gone to the line.
     handled: u64,
     missed: u64,
+    owed: Owed,
+    /// When the next missed interrupt is made good.
+    retry: Option<Time>,
     deadline: Option<Time>,
 }
 
@@ -49,13 +56,14 @@ pub struct PitState {
     pub port_61: u8,
     pub handled: u64,
     pub missed: u64,
+    pub owed: u64,
     pub line: bool,
 }
 
 impl Pit {
     /// A timer that nobody has programmed yet: all outputs are low. `line` is counter 0's OUT.
     #[must_use]
-    pub fn new(line: Line) -> Self {
+    pub fn new(line: Line, policy: MissedTicks) -> Self {
         Self {
             channels: [Channel::new(true), Channel::new(true), Channel::new(false)],
             port_61: Port61::empty(),
@@ -63,11 +71,13 @@ impl Pit {
             clock: TickClock::new(CLOCK_HZ),
             handled: 0,
             missed: 0,
+            owed: Owed::new(policy),
+            retry: None,
             deadline: None,
         }
     }
 
-    /// Periods of counter 0 that had no interrupt of their own, because the host was late. Only ever grows.
+    /// Periods of counter 0 that had no interrupt of their own in time. Only ever grows.
     #[must_use]
     pub fn missed(&self) -> u64 {
         self.missed
@@ -96,27 +106,70 @@ impl Pit {
         edges = edges.wrapping_add(timer.rising_edges(self.handled, tick));
         self.handled = tick;
         if edges > 0 {
-            self.line.set(false);
-            self.line.set(true);
-            self.missed = self.missed.wrapping_add(edges - 1);
+            self.interrupt(edges, tick);
+        } else if self.retry.is_some_and(|at| self.clock.ticks(at) <= tick) {
+            self.make_good(tick);
         }
-        if edges > 0 || load.is_some() {
+        if edges > 0 || load.is_some() || self.deadline.is_some_and(|at| self.clock.ticks(at) <= tick) {
             self.update_deadline();
+        }
+    }
+
+    /// Counter 0 has had `edges` up to `tick`.
+    fn interrupt(&mut self, edges: u64, tick: u64) {
+        let [timer, ..] = &self.channels;
+        let state = self.line.state();
+        let missed = if state == PinState::Waiting { edges } else { edges - 1 };
+        self.missed = self.missed.wrapping_add(missed);
+        if timer.period().is_none_or(|count| count < MIN_COUNT) {
+            self.owed.clear();
+        } else if state != PinState::Masked {
+            self.owed.add(missed);
+        }
+        // Also where one waits: it may wait at the controller that the guest does not use.
+        self.raise(tick);
+    }
+
+    /// An edge for the interrupt controllers, and when the next that is owed comes.
+    fn raise(&mut self, tick: u64) {
+        self.line.set(false);
+        self.line.set(true);
+        let [timer, ..] = &self.channels;
+        let period = timer.period().filter(|_| self.owed.is_some());
+        self.retry =
+            period.and_then(|count| self.clock.time_of(tick.saturating_add((u64::from(count) / 8).max(MIN_COUNT.into()))));
+    }
+
+    /// One of the interrupts that are owed, if the one before has been taken. If not, the next period tries again.
+    #[cold]
+    fn make_good(&mut self, tick: u64) {
+        self.retry = None;
+        if self.line.state() == PinState::Ready && self.owed.take() {
+            self.raise(tick);
         }
     }
 
     fn update_deadline(&mut self) {
         let [timer, ..] = &self.channels;
-        self.deadline = timer.next_edge(self.handled).and_then(|tick| self.clock.time_of(tick));
+        let mut edge = timer.next_edge(self.handled);
+        if timer.period().is_some_and(|count| count < MIN_COUNT) {
+            edge = edge.map(|edge| edge.max(self.handled.saturating_add(MIN_COUNT.into())));
+        }
+        let edge = edge.and_then(|tick| self.clock.time_of(tick));
+        self.deadline = [edge, self.retry].into_iter().flatten().min();
     }
 
     /// Does something to counter 0 that may change OUT at once.
     fn touch_timer(&mut self, tick: u64, touch: impl FnOnce(&mut Channel)) {
         self.catch_up(tick);
         let [timer, ..] = &mut self.channels;
-        let before = timer.out(tick);
+        let (before, counting) = (timer.out(tick), timer.period());
         touch(timer);
         let after = timer.out(tick);
+        if timer.period() != counting {
+            self.owed.clear();
+            self.retry = None;
+        }
         if before != after {
             self.line.set(before);
             self.line.set(after);
@@ -190,24 +243,27 @@ impl Pit {
 
     #[must_use]
     pub fn save(&self) -> PitState {
-        let Self { channels, port_61, line, clock: _, handled, missed, deadline: _ } = self;
+        let Self { channels, port_61, line, clock: _, handled, missed, owed, retry: _, deadline: _ } = self;
         PitState {
             channels: channels.each_ref().map(Channel::save),
             port_61: port_61.bits(),
             handled: *handled,
             missed: *missed,
+            owed: owed.count(),
             line: line.level(),
         }
     }
 
     pub fn restore(&mut self, state: &PitState) {
-        let PitState { channels, port_61, handled, missed, line } = state;
+        let PitState { channels, port_61, handled, missed, owed, line } = state;
         for (channel, state) in self.channels.iter_mut().zip(channels) {
             *channel = Channel::restored(state);
         }
         self.port_61 = Port61::from_bits_truncate(*port_61) & Port61::WRITABLE;
         self.handled = *handled;
         self.missed = *missed;
+        self.owed.set(*owed);
+        self.retry = None;
         self.line.set(*line);
         self.update_deadline();
     }

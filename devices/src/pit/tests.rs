@@ -13,7 +13,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let sink = Arc::new(Recorder::default());
-        let pit = Pit::new(Line::new(sink.clone(), 0));
+        let pit = Pit::new(Line::new(sink.clone(), 0), MissedTicks::Merge);
         Self { pit, sink, tick: 1000 }
     }
 
@@ -372,6 +372,50 @@ fn counter_0_interrupts_periodically() {
 }
 
 #[test]
+fn missed_interrupts_are_made_good() {
+    for (policy, expected) in [(MissedTicks::Deliver, 28), (MissedTicks::Merge, 20)] {
+        let mut b = Bench::new();
+        b.pit = Pit::new(Line::new(b.sink.clone(), 0), policy);
+        b.out(3, 0x34);
+        b.count(0, 1000);
+        let start = b.tick + 1;
+        let mut edges = b.edges_until(start + 2000).len();
+        // The guest is away for eight and a half periods: an interrupt waits for it, and the eight that come are one with it.
+        b.sink.1.lock().unwrap().insert(0, PinState::Waiting);
+        edges += b.edges_until(start + 10_500).len();
+        b.sink.1.lock().unwrap().clear();
+        let good = b.edges_until(start + 20_000);
+        edges += good.len();
+        assert_eq!(edges, expected, "{policy:?}: {good:?}");
+    }
+}
+
+#[test]
+fn a_new_count_owes_nothing() {
+    let mut b = Bench::new();
+    b.pit = Pit::new(Line::new(b.sink.clone(), 0), MissedTicks::Deliver);
+    b.out(3, 0x34);
+    b.count(0, 1000);
+    b.tick += 5_500;
+    let now = b.now();
+    b.pit.advance(now);
+    b.out(3, 0x34);
+    b.count(0, 2000);
+    let start = b.tick + 1;
+    assert_eq!(b.edges_until(start + 4000), [start + 2000, start + 4000]);
+}
+
+/// 10 us is the least, as for all timers.
+#[test]
+fn a_count_of_two_is_no_interrupt_storm() {
+    let mut b = Bench::new();
+    b.out(3, 0x34);
+    b.count(0, 2);
+    let edges = b.edges_until(b.tick + 12_000);
+    assert!((900..=1001).contains(&edges.len()), "{}", edges.len());
+}
+
+#[test]
 fn counter_0_one_shots() {
     let mut b = Bench::new();
     // Linux's pit_set_oneshot() and pit_next_event(): mode 4.
@@ -507,7 +551,7 @@ proptest! {
     #[test]
     fn any_sequence_has_deadlines_ahead_and_survives_a_restore(ops in prop::collection::vec(op(), 1..100), cut in 0..100usize) {
         let mut now = Time(0);
-        let mut pit = Pit::new(Line::unconnected());
+        let mut pit = Pit::new(Line::unconnected(), MissedTicks::Deliver);
         let mut copy: Option<Pit> = None;
         for (i, &(wait, op)) in ops.iter().enumerate() {
             now += Duration(wait);
@@ -517,12 +561,12 @@ proptest! {
                 prop_assert_eq!(copy.save(), pit.save());
             }
             if i == cut {
-                let mut other = Pit::new(Line::unconnected());
+                let mut other = Pit::new(Line::unconnected(), MissedTicks::Deliver);
                 other.restore(&pit.save());
                 copy = Some(other);
             }
             let mut ahead = pit.save();
-            let mut other = Pit::new(Line::unconnected());
+            let mut other = Pit::new(Line::unconnected(), MissedTicks::Deliver);
             other.restore(&ahead);
             other.advance(now);
             ahead = other.save();
@@ -560,7 +604,7 @@ proptest! {
     /// A saved state that nobody of ours wrote.
     #[test]
     fn any_state_can_be_restored(since in any::<u64>(), elapsed in any::<u64>(), count in any::<u32>(), handled in any::<u64>(), modes in any::<[u8; 3]>(), ops in prop::collection::vec(op(), 1..10)) {
-        let mut pit = Pit::new(Line::unconnected());
+        let mut pit = Pit::new(Line::unconnected(), MissedTicks::Deliver);
         for (i, mode) in modes.into_iter().enumerate() {
             pit.port_write(Time(0), 3, Width::Byte, u32::from((i as u8) << 6 | mode & 0xf | 0x30));
         }

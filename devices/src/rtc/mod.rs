@@ -12,7 +12,8 @@ mod spec;
 mod tests;
 
 use crate::{
-    Line, PortDevice, TimedDevice,
+    Line, MissedTicks, PortDevice, TimedDevice,
+    missed::Owed,
     ports::{read_bytes, write_bytes},
 };
 use alloc::vec::Vec;
@@ -41,6 +42,7 @@ pub struct RtcConfig {
     pub memory_below_4g: u64,
     /// Bytes of memory above 4 GiB.
     pub memory_above_4g: u64,
+    pub missed: MissedTicks,
 }
 
 /// The clock.
@@ -52,6 +54,8 @@ pub struct Rtc {
     /// Flags and time are those of this point in time.
     synced: Time,
     line: Line,
+    /// Periodic interrupts that came before the guest had read the last one's flag.
+    owed: Owed,
     deadline: Option<Time>,
 }
 
@@ -73,6 +77,7 @@ pub struct RtcState {
     pub nmi_masked: bool,
     pub divider: Divider,
     pub synced: Time,
+    pub owed: u64,
 }
 
 /// One byte of the alarm.
@@ -102,6 +107,7 @@ impl Rtc {
             divider: Divider::Running { origin: 0 },
             synced: now,
             line,
+            owed: Owed::new(config.missed),
             deadline: None,
         };
         let wall_clock = config.wall_clock.saturating_add(now.0 / SECOND).min(LAST_SECOND);
@@ -244,9 +250,15 @@ impl Rtc {
         self.synced = now;
         let mut flags = 0;
         if let Some(period) = self.period_ticks()
-            && Self::crystal_ticks(from) / period != Self::crystal_ticks(to) / period
+            && let passed @ 1.. = (Self::crystal_ticks(to) / period).saturating_sub(Self::crystal_ticks(from) / period)
         {
             flags |= c::PF;
+            let flagged = self.bytes[REGISTER_C] & c::PF != 0;
+            if !self.b().contains(B::PIE) {
+                self.owed.clear();
+            } else {
+                self.owed.add(if flagged { passed } else { passed - 1 });
+            }
         }
         let seconds = (to / SECOND).saturating_sub(from / SECOND);
         if seconds > 0 && self.is_updating() {
@@ -305,6 +317,11 @@ impl Rtc {
                 let flags = core::mem::take(&mut self.bytes[REGISTER_C]);
                 let enabled = (self.b() & (B::PIE | B::AIE | B::UIE)).bits();
                 self.update_line();
+                // One that the guest has missed comes at once: a new edge.
+                if flags & c::PF != 0 && self.b().contains(B::PIE) && self.owed.take() {
+                    self.bytes[REGISTER_C] |= c::PF;
+                    self.update_line();
+                }
                 flags | if flags & enabled != 0 { c::IRQF } else { 0 }
             }
             _ => {
@@ -338,6 +355,9 @@ impl Rtc {
                     b.remove(B::UIE);
                 }
                 self.bytes[REGISTER_B] = b.bits();
+                if !b.contains(B::PIE) {
+                    self.owed.clear();
+                }
             }
             REGISTER_C | REGISTER_D => {}
             // The high bit of the seconds cannot be written.
@@ -349,6 +369,7 @@ impl Rtc {
 
     fn write_a(&mut self, value: u8) {
         self.bytes[REGISTER_A] = value & !a::UIP;
+        self.owed.clear();
         let reset = value & a::DIVIDER_RESET == a::DIVIDER_RESET;
         match (self.divider, reset) {
             (Divider::Running { .. }, true) => self.divider = Divider::Reset,
@@ -362,13 +383,20 @@ impl Rtc {
 
     #[must_use]
     pub fn save(&self) -> RtcState {
-        let Self { bytes, index, nmi_masked, divider, synced, line: _, deadline: _ } = self;
-        RtcState { bytes: bytes.to_vec(), index: *index, nmi_masked: *nmi_masked, divider: *divider, synced: *synced }
+        let Self { bytes, index, nmi_masked, divider, synced, line: _, owed, deadline: _ } = self;
+        RtcState {
+            bytes: bytes.to_vec(),
+            index: *index,
+            nmi_masked: *nmi_masked,
+            divider: *divider,
+            synced: *synced,
+            owed: owed.count(),
+        }
     }
 
     /// Bytes that `state` lacks stay as they are.
     pub fn restore(&mut self, state: &RtcState) {
-        let RtcState { bytes, index, nmi_masked, divider, synced } = state;
+        let RtcState { bytes, index, nmi_masked, divider, synced, owed } = state;
         for (byte, saved) in self.bytes.iter_mut().zip(bytes) {
             *byte = *saved;
         }
@@ -378,6 +406,7 @@ impl Rtc {
         self.nmi_masked = *nmi_masked;
         self.divider = *divider;
         self.synced = *synced;
+        self.owed.set(*owed);
         self.update_line();
     }
 }

@@ -14,7 +14,11 @@ struct Bench {
 
 impl Bench {
     fn at(wall_clock: u64) -> Self {
-        let config = RtcConfig { wall_clock, memory_below_4g: 2 << 30, memory_above_4g: 3 << 30 };
+        Self::with(wall_clock, MissedTicks::Merge)
+    }
+
+    fn with(wall_clock: u64, missed: MissedTicks) -> Self {
+        let config = RtcConfig { wall_clock, memory_below_4g: 2 << 30, memory_above_4g: 3 << 30, missed };
         let sink = Arc::new(Recorder::default());
         Self { rtc: Rtc::new(Line::new(sink, 8), &config, Time(0)), now: Time(0) }
     }
@@ -74,7 +78,7 @@ fn time_goes_on_over_the_new_year() {
 
 #[test]
 fn wall_clock_is_that_of_time_0() {
-    let config = RtcConfig { wall_clock: NEW_YEARS_EVE, memory_below_4g: 0, memory_above_4g: 0 };
+    let config = RtcConfig { wall_clock: NEW_YEARS_EVE, memory_below_4g: 0, memory_above_4g: 0, missed: MissedTicks::Merge };
     let now = Time(5 * SECOND + 300);
     let mut b = Bench { rtc: Rtc::new(Line::unconnected(), &config, now), now };
     assert_eq!(b.read(SECONDS), 0x55);
@@ -207,6 +211,26 @@ fn periodic_rates() {
     assert_eq!(b.rtc.deadline(), None);
 }
 
+/// A guest that is away for ten periods finds that many interrupts, each raised when the one before has been acknowledged.
+#[test]
+fn missed_periodic_interrupts_are_made_good() {
+    for (missed, expected) in [(MissedTicks::Deliver, 11), (MissedTicks::Merge, 1)] {
+        let mut b = Bench::with(NEW_YEARS_EVE, missed);
+        b.write(REGISTER_A, 0x26);
+        b.read(REGISTER_C);
+        b.write(REGISTER_B, 0x42);
+        b.go();
+        b.wait(10 * SECOND / 1024 + 1000);
+        let mut interrupts = 0;
+        while b.line() {
+            assert_eq!(b.read(REGISTER_C) & (c::IRQF | c::PF), c::IRQF | c::PF);
+            interrupts += 1;
+        }
+        assert_eq!(interrupts, expected, "{missed:?}");
+        assert_eq!(b.read(REGISTER_C), 0);
+    }
+}
+
 #[test]
 fn alarms() {
     // 23:59:50 now. (hours, minutes, seconds) of the alarm, and in how many seconds it comes.
@@ -308,7 +332,7 @@ fn apply(rtc: &mut Rtc, now: Time, op: Op) -> u32 {
 proptest! {
     #[test]
     fn any_sequence_has_deadlines_ahead_and_survives_a_restore(wall_clock: u64, ops in prop::collection::vec(op(), 1..100), cut in 0..100usize) {
-        let config = RtcConfig { wall_clock, memory_below_4g: wall_clock, memory_above_4g: !0 };
+        let config = RtcConfig { wall_clock, memory_below_4g: wall_clock, memory_above_4g: !0, missed: MissedTicks::Deliver };
         let mut now = Time(0);
         let mut rtc = Rtc::new(Line::unconnected(), &config, now);
         let mut copy: Option<Rtc> = None;
@@ -385,7 +409,8 @@ proptest! {
     #[test]
     fn any_state_can_be_restored(bytes in prop::collection::vec(any::<u8>(), 0..200), index: u8, origin: u64, synced in 0..1u64 << 60, ops in prop::collection::vec(op(), 1..10)) {
         let mut b = Bench::at(0);
-        b.rtc.restore(&RtcState { bytes, index, nmi_masked: false, divider: Divider::Running { origin }, synced: Time(synced) });
+        let divider = Divider::Running { origin };
+        b.rtc.restore(&RtcState { bytes, index, nmi_masked: false, divider, synced: Time(synced), owed: synced });
         let mut now = Time(0);
         for (wait, op) in ops {
             now += Duration(wait);

@@ -81,6 +81,8 @@ pub struct Uart {
     /// The guest has read the receiver since reset.
     receiver_used: bool,
     line: Line,
+    /// OUT2 lets the interrupt through.
+    gated: bool,
 }
 
 /// What a [`Uart`] saves.
@@ -126,7 +128,15 @@ impl Uart {
             timed_out: false,
             receiver_used: false,
             line,
+            gated: true,
         }
+    }
+
+    /// The same without the PC's gate behind INTR, as on a PCI card.
+    #[must_use]
+    pub fn without_gate(mut self) -> Self {
+        self.gated = false;
+        self
     }
 
     fn has_fifos(&self) -> bool {
@@ -303,7 +313,7 @@ impl Uart {
 
     /// On a PC, OUT2 lets the interrupt through. In loopback the pin is inactive, whatever MCR says.
     fn update_line(&self) {
-        let gate = self.mcr & (Mcr::OUT2 | Mcr::LOOP) == Mcr::OUT2;
+        let gate = !self.gated || self.mcr & (Mcr::OUT2 | Mcr::LOOP) == Mcr::OUT2;
         self.line.set(gate && self.identification() != iir::NONE);
     }
 
@@ -487,6 +497,7 @@ impl Uart {
             timed_out,
             receiver_used,
             line: _,
+            gated: _,
         } = self;
         let &ModemLines { cts, dsr, ri, dcd } = outside;
         UartState {

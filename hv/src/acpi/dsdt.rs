@@ -1,6 +1,6 @@
 //! The DSDT: the devices that a system cannot find by itself, and how PCI interrupts are wired.
 
-use super::tables::table;
+use super::{AcpiInput, tables::table};
 use crate::layout;
 use acpi_tables::{
     Aml, AmlSink,
@@ -16,7 +16,7 @@ use alloc::{boxed::Box, format, vec, vec::Vec};
 /// Revision 2: integers have 64 bits.
 const REVISION: u8 = 2;
 
-pub(super) fn dsdt(vcpus: u32) -> Sdt {
+pub(super) fn dsdt(vcpus: u32, input: &AcpiInput) -> Sdt {
     let mut body = Vec::new();
     // Which interrupt controller the system uses: 0 the 8259 pair, 1 the IOAPIC; it says so by calling \_PIC.
     Name::new("\\PICF".into(), &ZERO).to_aml_bytes(&mut body);
@@ -29,7 +29,11 @@ pub(super) fn dsdt(vcpus: u32) -> Sdt {
     for id in 0..vcpus {
         processor(id).to_aml_bytes(&mut system_bus);
     }
-    pci_host().to_aml_bytes(&mut system_bus);
+    pci_host(input).to_aml_bytes(&mut system_bus);
+    if input.hpet {
+        let registers = Memory32Fixed::new(false, layout::HPET_BASE as u32, devices::hpet::SIZE as u32);
+        device("HPET", "PNP0103", 0, vec![&registers]).to_aml_bytes(&mut system_bus);
+    }
     links(&mut system_bus);
     Scope::new("\\_SB_".into(), vec![&Raw(system_bus)]).to_aml_bytes(&mut body);
 
@@ -116,7 +120,7 @@ fn processor(id: u32) -> Raw {
 }
 
 /// The PCI host bridge. It is a conventional PCI bus to the system, since there is nothing of PCI Express to hand over (_OSC).
-fn pci_host() -> Raw {
+fn pci_host(input: &AcpiInput) -> Raw {
     let before = layout::PCI_CONFIG_PORTS.start - 1;
     let mmio = layout::PCI_MMIO_WINDOW;
     let vga = layout::VGA_WINDOW;
@@ -141,7 +145,7 @@ fn pci_host() -> Raw {
     let use_pic = Raw(Return::new(&path("PRTP")).bytes());
     let if_apic = Raw(If::new(&path("PICF"), vec![&use_apic]).bytes());
     let prt = Method::new("_PRT".into(), 0, false, vec![&if_apic, &use_pic]);
-    Raw(Device::new("PCI0".into(), vec![&hid, &uid, &bus, &resources, &apic, &pic, &prt, &lpc_bridge()]).bytes())
+    Raw(Device::new("PCI0".into(), vec![&hid, &uid, &bus, &resources, &apic, &pic, &prt, &lpc_bridge(input)]).bytes())
 }
 
 /// A _PRT package for every pin of every device on bus 0: device << 16 | any function, pin, source and its index as `target` says
@@ -158,8 +162,11 @@ fn routing(target: impl Fn(u8) -> (Box<dyn Aml>, u32)) -> PackageBuilder {
     table
 }
 
+/// Serial ports: name, first port, ISA IRQ.
+const COMS: [(&str, u16, u8); 4] = [("COM1", 0x3f8, 4), ("COM2", 0x2f8, 3), ("COM3", 0x3e8, 4), ("COM4", 0x2e8, 3)];
+
 /// The LPC bridge with the devices behind it.
-fn lpc_bridge() -> Raw {
+fn lpc_bridge(input: &AcpiInput) -> Raw {
     let address = Name::new("_ADR".into(), &(u32::from(layout::LPC_DEVICE) << 16 | u32::from(layout::LPC_FUNCTION)));
     // The PIRQ routing registers, for the link devices.
     let [first, .., last] = layout::PIRQ_ROUTE_REGISTERS;
@@ -175,7 +182,11 @@ fn lpc_bridge() -> Raw {
     }
     let field = Field::new("PIRR".into(), FieldAccessType::Byte, FieldLockRule::NoLock, FieldUpdateRule::Preserve, fields);
 
-    let com1 = device("COM1", "PNP0501", 1, vec![&ports(0x3f8, 8), &Irq(4)]);
+    let mut coms = Vec::new();
+    for (n, &(name, port, irq)) in (1u8..).zip(&COMS).filter(|(n, _)| input.coms.get(usize::from(*n) - 1) == Some(&true)) {
+        device(name, "PNP0501", n, vec![&ports(port, 8), &Irq(irq)]).to_aml_bytes(&mut coms);
+    }
+    let coms = Raw(coms);
     let keyboard = device("KBD_", "PNP0303", 0, vec![&ports(0x60, 1), &ports(0x64, 1), &Irq(1)]);
     let mouse = device("MOU_", "PNP0F13", 0, vec![&Irq(12)]);
     let rtc = device("RTC_", "PNP0B00", 0, vec![&ports(0x70, 2), &Irq(8)]);
@@ -185,7 +196,7 @@ fn lpc_bridge() -> Raw {
     let ecam = layout::PCI_ECAM;
     let ecam = Memory32Fixed::new(true, ecam.start as u32, (ecam.end - ecam.start) as u32);
     let board = device("MBRD", "PNP0C02", 0, vec![&ports(layout::PM_BASE, layout::PM_PORTS as u8), &ecam]);
-    Raw(Device::new("LPCB".into(), vec![&address, &region, &field, &com1, &keyboard, &mouse, &rtc, &pic, &timer, &board]).bytes())
+    Raw(Device::new("LPCB".into(), vec![&address, &region, &field, &coms, &keyboard, &mouse, &rtc, &pic, &timer, &board]).bytes())
 }
 
 fn letter(pirq: u8) -> char {

@@ -20,6 +20,9 @@ pub const MAX_VCPUS: u32 = 1024;
 pub struct AcpiInput {
     /// 1..=[`MAX_VCPUS`]; a number outside is taken as the nearest within. APIC ids are 0, 1, 2 ...
     pub vcpus: u32,
+    /// COM1 to COM4.
+    pub coms: [bool; 4],
+    pub hpet: bool,
 }
 
 /// The tables with their places, all within [`layout::ACPI_AREA`].
@@ -59,12 +62,16 @@ pub fn build(input: &AcpiInput) -> AcpiImage {
         gpa.0 as u32
     };
     let facs = place(&mut image.pieces, &tables::facs());
-    let dsdt = place(&mut image.pieces, &dsdt::dsdt(vcpus));
+    let dsdt = place(&mut image.pieces, &dsdt::dsdt(vcpus, input));
     let fadt = place(&mut image.pieces, &tables::fadt(facs, dsdt));
     let madt = place(&mut image.pieces, &tables::madt(vcpus));
     let mcfg = place(&mut image.pieces, &tables::mcfg());
-    let rsdt = place(&mut image.pieces, &tables::rsdt(&[fadt, madt, mcfg]));
-    let xsdt = place(&mut image.pieces, &tables::xsdt(&[fadt, madt, mcfg]));
+    let mut all = Vec::from([fadt, madt, mcfg]);
+    if input.hpet {
+        all.push(place(&mut image.pieces, &tables::hpet()));
+    }
+    let rsdt = place(&mut image.pieces, &tables::rsdt(&all));
+    let xsdt = place(&mut image.pieces, &tables::xsdt(&all));
     image.pieces.insert(0, (rsdp, tables::rsdp(rsdt, xsdt)));
     image
 }

@@ -1,4 +1,4 @@
-//! The tables that are plain data: RSDP, RSDT, XSDT, FADT, FACS, MADT, MCFG.
+//! The tables that are plain data: RSDP, RSDT, XSDT, FADT, FACS, MADT, MCFG, HPET.
 
 use crate::layout;
 use acpi_tables::{
@@ -79,11 +79,9 @@ mod boot_arch {
 pub(super) fn fadt(facs: u32, dsdt: u32) -> FADT {
     let io = |bits, access, port| GAS::new(AddressSpace::SystemIo, bits, 0, access, u64::from(port));
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
-        // S5 is the only sleep state: a power button in the fixed registers, no sleep button, no wake-up by the RTC.
+        // S5 is the only sleep state. Both buttons and the RTC's alarm are in the fixed registers.
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
-        .flag(Flags::SlpButton)
-        .flag(Flags::FixRtc)
         .flag(Flags::TmrValExt)
         .flag(Flags::ResetRegSup);
     fadt.creator_id = CREATOR_ID;
@@ -126,6 +124,23 @@ pub(super) fn mcfg() -> Sdt {
     let (first_bus, last_bus) = (0, ((layout::PCI_ECAM.end - layout::PCI_ECAM.start - 1) >> 20) as u8);
     body.extend_from_slice(&[first_bus, last_bus, 0, 0, 0, 0]);
     let mut sdt = table(*b"MCFG", 1);
+    sdt.append_slice(&body);
+    sdt
+}
+
+/// IA-PC HPET Specification 1.0a, 3.2.4.
+pub(super) fn hpet() -> Sdt {
+    /// Shortest period, in ticks, at which the timer loses no interrupt: 10 us.
+    const MIN_TICKS: u16 = 1000;
+    let mut body = Vec::new();
+    body.extend_from_slice(&devices::hpet::ID.to_le_bytes());
+    // Generic address: memory, 64 bits.
+    body.extend_from_slice(&[0, 64, 0, 0]);
+    body.extend_from_slice(&layout::HPET_BASE.to_le_bytes());
+    body.push(0);
+    body.extend_from_slice(&MIN_TICKS.to_le_bytes());
+    body.push(0);
+    let mut sdt = table(*b"HPET", 1);
     sdt.append_slice(&body);
     sdt
 }

@@ -5,8 +5,12 @@ use x86defs::GuestMemoryExt;
 
 /// A guest's RAM with the tables in it.
 fn memory(vcpus: u32) -> (FakeMemory, AcpiImage) {
+    with(&AcpiInput { vcpus, coms: [true; 4], hpet: true })
+}
+
+fn with(input: &AcpiInput) -> (FakeMemory, AcpiImage) {
     let memory = FakeMemory::new(&layout::ram_ranges(layout::MIB));
-    let image = build(&AcpiInput { vcpus });
+    let image = build(input);
     image.write_to(&memory).unwrap();
     (memory, image)
 }
@@ -56,7 +60,7 @@ fn find_tables(memory: &FakeMemory) -> BTreeMap<[u8; 4], Vec<u8>> {
 fn tables_are_found_and_whole() {
     for vcpus in [1, 2, 255, 300, MAX_VCPUS] {
         let (memory, image) = memory(vcpus);
-        assert_eq!(find_tables(&memory).len(), 4);
+        assert_eq!(find_tables(&memory).len(), 5);
         let mut end = layout::ACPI_AREA.start;
         for (gpa, bytes) in &image.pieces {
             assert!(gpa.0 >= end, "pieces overlap");
@@ -87,7 +91,8 @@ fn fadt_describes_the_board() {
         (0, "WBINVD", true),
         (2, "PROC_C1", true),
         (4, "PWR_BUTTON: no control-method button", false),
-        (5, "SLP_BUTTON: no fixed button", true),
+        (5, "SLP_BUTTON: no control-method button", false),
+        (6, "FIX_RTC: the alarm is in the fixed registers", false),
         (8, "TMR_VAL_EXT: 32-bit timer", true),
         (10, "RESET_REG_SUP", true),
         (20, "HW_REDUCED_ACPI", false),
@@ -146,6 +151,24 @@ fn mcfg_names_the_reserved_configuration_space() {
     // 256 buses of 1 MiB each, which the memory map reserves.
     let map = crate::e820::map(&memory);
     assert!(map.iter().any(|e| (e.gpa.0, e.size, e.kind) == (0xb000_0000, 256 << 20, crate::e820::E820Type::Reserved)));
+}
+
+#[test]
+fn hpet_and_serial_ports_are_there_when_asked_for() {
+    let (memory, _) = with(&AcpiInput { vcpus: 1, coms: [true, false, true, false], hpet: false });
+    let tables = find_tables(&memory);
+    assert!(!tables.contains_key(b"HPET"));
+    let has = |tables: &BTreeMap<[u8; 4], Vec<u8>>, name: &[u8]| tables[b"DSDT"].windows(4).any(|w| w == name);
+    let found = [b"COM1", b"COM2", b"COM3", b"COM4", b"HPET"].map(|name| has(&tables, name));
+    assert_eq!(found, [true, false, true, false, false]);
+    let (memory, _) = self::memory(1);
+    let tables = find_tables(&memory);
+    assert!(has(&tables, b"HPET") && has(&tables, b"COM4"));
+    // 3.2.4: the ID of the device, its address in memory, number 0.
+    let hpet = &tables[b"HPET"];
+    assert_eq!(hpet.len(), 56);
+    assert_eq!(u32_at(hpet, 36), 0x8086_a301);
+    assert_eq!((hpet[40], u64::from_le_bytes(hpet[44..52].try_into().unwrap()), hpet[52]), (0, 0xfed0_0000, 0));
 }
 
 /// Writes the tables to files for a disassembler: `BULKHEAD_ACPI_DUMP=DIR cargo test`.

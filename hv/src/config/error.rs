@@ -110,7 +110,10 @@ pub enum Reason {
     /// More serial ports than the board has.
     TooManySerialPorts {
         count: usize,
+        max: usize,
     },
+    /// More than one serial port is to lead to the console.
+    SecondConsole,
     /// A NUL character, which no kernel's command line can hold.
     Nul,
     /// A remark: xl too prefers cmdline.
@@ -166,7 +169,8 @@ impl fmt::Display for Reason {
             Self::MaxmemDiffers { maxmem, memory } => {
                 write!(f, "{maxmem} MiB is not memory's {memory} MiB: ballooning is not supported yet")
             }
-            Self::TooManySerialPorts { count } => write!(f, "{count} serial ports: more than one is not supported yet"),
+            Self::TooManySerialPorts { count, max } => write!(f, "{count} serial ports: more than {max} are not supported"),
+            Self::SecondConsole => f.write_str("more than one \"pty\" is not supported yet"),
             Self::Nul => f.write_str("must not contain a NUL character"),
             Self::IgnoredForCmdline => f.write_str("ignored, because cmdline is given"),
             Self::NoSuchModule { name } => write!(f, "no boot module is named {name:?}"),

@@ -10,8 +10,9 @@ pub use error::{ConfigError, Reason};
 pub use keys::Key;
 pub(crate) use keys::distance;
 
-use crate::{cpulist, cpumask::CpuMask};
+use crate::{board::SERIAL_PORTS, cpulist, cpumask::CpuMask};
 use alloc::{format, string::String, vec::Vec};
+use devices::MissedTicks;
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -51,8 +52,15 @@ pub struct GuestConfig {
     pub ramdisk: Option<String>,
     /// The kernel's command line, composed as xl does from cmdline, or from root and extra.
     pub cmdline: String,
-    /// Where the guest's first serial port leads.
-    pub serial: Serial,
+    /// Where the guest's serial ports lead: COM1 to COM4, and one on a PCI card.
+    pub serial: [Serial; SERIAL_PORTS],
+    pub hpet: bool,
+    /// What becomes of periodic interrupts that the guest is not there for (`timer_mode`).
+    pub missed_ticks: MissedTicks,
+    /// The real-time clock is to show the host's local time.
+    pub localtime: bool,
+    /// How far the real-time clock is from UTC, in seconds (`rtc_timeoffset`; whoever knows the local time adds that).
+    pub rtc_offset: i64,
     pub on_poweroff: Action,
     pub on_reboot: Action,
     pub on_crash: Action,
@@ -69,6 +77,10 @@ pub enum Serial {
     /// To the hypervisor's console.
     Pty,
     /// Nowhere: what the guest writes is dropped, and it never reads anything. The port is there all the same.
+    Null,
+    /// To the hypervisor's log, line by line.
+    Log,
+    /// There is no such port. (COM1 is there all the same, and leads nowhere.)
     None,
 }
 
@@ -241,6 +253,10 @@ impl<'t> Reader<'_, 't> {
         let on_poweroff = self.action(Key::OnPoweroff, Action::Destroy);
         let on_reboot = self.action(Key::OnReboot, Action::Restart);
         let on_crash = self.action(Key::OnCrash, Action::Destroy);
+        let hpet = self.boolean(Key::Hpet, true);
+        let localtime = self.boolean(Key::Localtime, false);
+        let rtc_offset = self.seconds(Key::RtcTimeoffset);
+        let missed_ticks = self.timer_mode();
         let isa_debug_exit = self.number(Key::IsaDebugExit, 0, u16::MAX.into()).and_then(|port| u16::try_from(port).ok());
         // Whatever is missing here has left an error behind.
         Some(GuestConfig {
@@ -255,6 +271,10 @@ impl<'t> Reader<'_, 't> {
             ramdisk,
             cmdline,
             serial: serial?,
+            hpet: hpet?,
+            missed_ticks: missed_ticks?,
+            localtime: localtime?,
+            rtc_offset: rtc_offset?,
             on_poweroff: on_poweroff?,
             on_reboot: on_reboot?,
             on_crash: on_crash?,
@@ -447,50 +467,108 @@ impl<'t> Reader<'_, 't> {
     }
 
     /// One device, or a list of them, the first for the first port.
-    fn serial(&mut self) -> Option<Serial> {
-        const EXPECTED: &str = "\"pty\" or \"none\"";
+    fn serial(&mut self) -> Option<[Serial; SERIAL_PORTS]> {
+        let mut ports = [Serial::None; SERIAL_PORTS];
         let Some(value) = self.value(Key::Serial) else {
-            return Some(Serial::Pty);
+            ports[0] = Serial::Pty;
+            return Some(ports);
         };
-        let device = match value {
-            DeValue::String(_) => value,
+        match value {
+            DeValue::String(_) => ports[0] = self.serial_port(value)?,
             DeValue::Array(list) => {
-                let others = list.iter().skip(1).filter(|v| v.get_ref().as_str() != Some("none")).count();
-                if others > 0 {
-                    self.refuse(Key::Serial, Reason::TooManySerialPorts { count: list.len() });
+                if list.len() > SERIAL_PORTS {
+                    self.refuse(Key::Serial, Reason::TooManySerialPorts { count: list.len(), max: SERIAL_PORTS });
                     return None;
                 }
-                match list.first() {
-                    Some(first) => first.get_ref(),
-                    None => return Some(Serial::None),
+                for (port, value) in ports.iter_mut().zip(list) {
+                    *port = self.serial_port(value.get_ref())?;
+                }
+                if ports.iter().filter(|port| **port == Serial::Pty).count() > 1 {
+                    self.refuse(Key::Serial, Reason::SecondConsole);
+                    return None;
                 }
             }
             other => {
-                self.refuse(
-                    Key::Serial,
-                    Reason::WrongType { expected: "a string or a list of strings", found: type_name(other) },
-                );
+                let expected = "a string or a list of strings";
+                self.refuse(Key::Serial, Reason::WrongType { expected, found: type_name(other) });
                 return None;
             }
+        }
+        Some(ports)
+    }
+
+    fn serial_port(&mut self, device: &DeValue<'_>) -> Option<Serial> {
+        let Some(text) = device.as_str() else {
+            self.refuse(Key::Serial, Reason::WrongType { expected: "a list of strings", found: "a list of other values" });
+            return None;
         };
-        match device.as_str() {
-            Some("pty") => Some(Serial::Pty),
-            Some("none") => Some(Serial::None),
-            Some(text) => {
+        match text {
+            "pty" => Some(Serial::Pty),
+            "null" => Some(Serial::Null),
+            "log" => Some(Serial::Log),
+            "none" => Some(Serial::None),
+            text => {
                 // The other character devices of QEMU, as xl passes them on.
                 let kind = text.split(':').next().unwrap_or("");
-                let known = ["vc", "null", "stdio", "file", "pipe", "dev", "tcp", "udp", "telnet", "unix", "msmouse", "chardev"];
+                let known = ["vc", "stdio", "file", "pipe", "dev", "tcp", "udp", "telnet", "unix", "msmouse", "chardev"];
                 let value = text.into();
                 let reason = if known.contains(&kind) || text.starts_with("/dev/") {
                     Reason::UnsupportedValue { value }
                 } else {
-                    Reason::BadValue { value, expected: EXPECTED }
+                    Reason::BadValue { value, expected: "\"pty\", \"log\", \"null\" or \"none\"" }
                 };
                 self.refuse(Key::Serial, reason);
                 None
             }
+        }
+    }
+
+    /// 0 or 1, as xl has it, or TOML's own.
+    fn boolean(&mut self, key: Key, default: bool) -> Option<bool> {
+        match self.value(key) {
+            None => Some(default),
+            Some(DeValue::Boolean(value)) => Some(*value),
+            Some(_) => self.number(key, 0, 1).map(|value| value == 1),
+        }
+    }
+
+    /// A number of seconds, which may be negative; at most 68 years.
+    fn seconds(&mut self, key: Key) -> Option<i64> {
+        let most = u64::from(u32::MAX / 2);
+        match self.value(key) {
+            None => Some(0),
+            Some(DeValue::Integer(n)) if n.as_str().starts_with('-') => {
+                let value = i64::from_str_radix(n.as_str(), n.radix()).ok().filter(|n| n.unsigned_abs() <= most);
+                if value.is_none() {
+                    self.refuse(key, Reason::OutOfRange { value: n.as_str().into(), min: 0, max: most });
+                }
+                value
+            }
+            Some(_) => self.number(key, 0, most).and_then(|value| i64::try_from(value).ok()),
+        }
+    }
+
+    /// xl's names, or their numbers.
+    fn timer_mode(&mut self) -> Option<MissedTicks> {
+        const NAMES: [&str; 4] =
+            ["delay_for_missed_ticks", "no_delay_for_missed_ticks", "no_missed_ticks_pending", "one_missed_tick_pending"];
+        let key = Key::TimerMode;
+        let name = match self.value(key) {
+            None => return Some(MissedTicks::Deliver),
+            Some(DeValue::String(name)) if !name.starts_with(|c: char| c.is_ascii_digit()) => name.as_ref(),
+            Some(_) => NAMES.get(usize::try_from(self.number(key, 0, 3)?).ok()?).copied()?,
+        };
+        match NAMES.iter().position(|known| *known == name) {
+            Some(1) => Some(MissedTicks::Deliver),
+            // A tick that waits at an interrupt controller waits there with a real one, too.
+            Some(2 | 3) => Some(MissedTicks::Merge),
+            Some(_) => {
+                self.refuse(key, Reason::UnsupportedValue { value: name.into() });
+                None
+            }
             None => {
-                self.refuse(Key::Serial, Reason::WrongType { expected: "a list of strings", found: "a list of other values" });
+                let expected = "\"no_delay_for_missed_ticks\", \"no_missed_ticks_pending\" or \"one_missed_tick_pending\"";
+                self.refuse(key, Reason::BadValue { value: name.into(), expected });
                 None
             }
         }

@@ -6,6 +6,12 @@ use x86defs::CreateError;
 
 const GOOD: &str = "name = \"a\"\nmemory = 256\nkernel = \"vmlinuz\"\n";
 
+fn ports<const N: usize>(first: [Serial; N]) -> [Serial; SERIAL_PORTS] {
+    let mut ports = [Serial::None; SERIAL_PORTS];
+    ports[..N].copy_from_slice(&first);
+    ports
+}
+
 fn good(more: &str) -> GuestConfig {
     parse("a.cfg", &format!("{GOOD}{more}")).unwrap_or_else(|e| panic!("{more}: {e:?}"))
 }
@@ -45,7 +51,7 @@ isa_debug_exit = 0xf4
     assert_eq!((config.cpu_weight, config.cap), (512, 50));
     assert_eq!((config.kernel.as_str(), config.ramdisk.as_deref()), ("/boot/vmlinuz", Some("/boot/initrd.img")));
     assert_eq!(config.cmdline, "root=/dev/vda1 ro console=ttyS0 quiet");
-    assert_eq!((config.serial, config.isa_debug_exit), (Serial::Pty, Some(0xf4)));
+    assert_eq!((config.serial, config.isa_debug_exit), (ports([Serial::Pty]), Some(0xf4)));
     assert_eq!((config.on_poweroff, config.on_reboot, config.on_crash), (Action::Destroy, Action::Restart, Action::Preserve));
     assert_eq!(config.warnings, []);
 }
@@ -55,7 +61,9 @@ fn defaults_are_xls() {
     let config = good("");
     assert_eq!((config.on_poweroff, config.on_reboot, config.on_crash), (Action::Destroy, Action::Restart, Action::Destroy));
     assert_eq!((config.vcpus, config.cmdline.as_str(), config.ramdisk.as_deref()), (1, "", None));
-    assert_eq!((config.serial, config.isa_debug_exit), (Serial::Pty, None));
+    assert_eq!((config.serial, config.isa_debug_exit), (ports([Serial::Pty]), None));
+    assert_eq!((config.hpet, config.missed_ticks), (true, MissedTicks::Deliver));
+    assert_eq!((config.localtime, config.rtc_offset), (false, 0));
     assert_eq!((config.cpus, config.cpu_weight, config.cap), (vec![CpuMask::ALL], 256, 0));
 }
 
@@ -95,10 +103,31 @@ fn command_line_is_composed_as_xl_does() {
 }
 
 #[test]
+fn clocks_in_every_form() {
+    for (text, hpet) in [("hpet = 0", false), ("hpet = false", false), ("hpet = \"1\"", true), ("hpet = true", true)] {
+        assert_eq!(good(text).hpet, hpet, "{text}");
+    }
+    for (text, missed) in [
+        ("timer_mode = 1", MissedTicks::Deliver),
+        ("timer_mode = \"no_delay_for_missed_ticks\"", MissedTicks::Deliver),
+        ("timer_mode = \"3\"", MissedTicks::Merge),
+        ("timer_mode = \"no_missed_ticks_pending\"", MissedTicks::Merge),
+        ("timer_mode = \"one_missed_tick_pending\"", MissedTicks::Merge),
+    ] {
+        assert_eq!(good(text).missed_ticks, missed, "{text}");
+    }
+    assert_eq!(good("rtc_timeoffset = -3600").rtc_offset, -3600);
+    assert_eq!(good("rtc_timeoffset = \"7200\"\nlocaltime = 1").rtc_offset, 7200);
+    assert!(good("localtime = 1").localtime);
+}
+
+#[test]
 fn serial_in_every_form() {
-    assert_eq!(good("serial = \"none\"").serial, Serial::None);
-    assert_eq!(good("serial = []").serial, Serial::None);
-    assert_eq!(good("serial = [\"pty\", \"none\"]").serial, Serial::Pty);
+    use Serial::{Log, None, Null, Pty};
+    assert_eq!(good("serial = \"none\"").serial, ports([]));
+    assert_eq!(good("serial = []").serial, ports([]));
+    assert_eq!(good("serial = [\"pty\", \"none\"]").serial, ports([Pty]));
+    assert_eq!(good("serial = [\"null\", \"pty\", \"none\", \"log\", \"log\"]").serial, [Null, Pty, None, Log, Log]);
 }
 
 #[test]
@@ -148,8 +177,14 @@ fn every_bad_value_is_refused_with_its_line() {
         ("cmdline = \"a\\u0000b\"", "cmdline: must not contain a NUL character"),
         ("cmdline = 5", "cmdline: must be a string, not a number"),
         ("serial = \"tcp:localhost:99\"", "serial: \"tcp:localhost:99\" is known to xl, not supported yet"),
-        ("serial = \"com1\"", "serial: bad value \"com1\", expected \"pty\" or \"none\""),
-        ("serial = [\"pty\", \"pty\"]", "serial: 2 serial ports: more than one is not supported yet"),
+        ("serial = \"com1\"", "serial: bad value \"com1\", expected \"pty\", \"log\", \"null\" or \"none\""),
+        ("serial = [\"pty\", \"pty\"]", "serial: more than one \"pty\" is not supported yet"),
+        ("serial = [\"log\",\"log\",\"log\",\"log\",\"log\",\"log\"]", "serial: 6 serial ports: more than 5 are not supported"),
+        ("hpet = 2", "hpet: 2 is not a whole number of 0 to 1"),
+        ("timer_mode = \"delay_for_missed_ticks\"", "timer_mode: \"delay_for_missed_ticks\" is known to xl, not supported yet"),
+        ("timer_mode = 0", "timer_mode: \"delay_for_missed_ticks\" is known to xl, not supported yet"),
+        ("timer_mode = 4", "timer_mode: 4 is not a whole number of 0 to 3"),
+        ("rtc_timeoffset = -99999999999", "rtc_timeoffset: -99999999999 is not a whole number of 0 to 2147483647"),
         ("serial = [1]", "serial: must be a list of strings, not a list of other values"),
         ("serial = 1", "serial: must be a string or a list of strings, not a number"),
         ("on_crash = \"coredump-destroy\"", "on_crash: \"coredump-destroy\" is known to xl, not supported yet"),

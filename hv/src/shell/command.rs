@@ -70,6 +70,7 @@ pub enum Command<'a> {
 pub enum TriggerKind {
     Nmi,
     Power,
+    Sleep,
     Reset,
 }
 
@@ -246,8 +247,9 @@ impl<'a> Words<'a> {
             "nmi" => TriggerKind::Nmi,
             "power" => TriggerKind::Power,
             "reset" => TriggerKind::Reset,
-            word @ ("init" | "sleep" | "s3resume") => return Err(Misuse::Unsupported(word)),
-            value => return Err(Misuse::BadValue { what: "trigger", value, expected: "nmi, power or reset" }),
+            "sleep" => TriggerKind::Sleep,
+            word @ ("init" | "s3resume") => return Err(Misuse::Unsupported(word)),
+            value => return Err(Misuse::BadValue { what: "trigger", value, expected: "nmi, power, sleep or reset" }),
         };
         let vcpu = self.optional().map(vcpu).transpose()?;
         Ok(Command::Trigger { guest, kind, vcpu })

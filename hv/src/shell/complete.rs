@@ -50,7 +50,7 @@ fn candidates(verb: Verb, words: &[&str], typed: &str, operator: &dyn Operator) 
         Some(Arg::Verb) => verbs(),
         Some(Arg::Guest) => guests(operator),
         Some(Arg::Config) => operator.modules().into_iter().filter(|name| name.ends_with(".cfg")).collect(),
-        Some(Arg::Trigger) => ["nmi", "power", "reset"].map(String::from).into(),
+        Some(Arg::Trigger) => ["nmi", "power", "sleep", "reset"].map(String::from).into(),
         Some(Arg::Vcpu) => {
             let guest = guest.and_then(|word| super::exec::find(operator, word).ok());
             let numbers = (0..guest.map_or(0, |guest| guest.vcpus)).map(|n| n.to_string());

@@ -97,6 +97,7 @@ impl Shell {
                 let trigger = match kind {
                     TriggerKind::Nmi => Trigger::Nmi { vcpu },
                     TriggerKind::Power => Trigger::Power,
+                    TriggerKind::Sleep => Trigger::Sleep,
                     TriggerKind::Reset => Trigger::Reset,
                 };
                 act_on(&guest, |id| {
@@ -338,8 +339,17 @@ fn per(amount: u64, unit: u64, span: u64) -> u64 {
     u64::try_from(u128::from(amount) * u128::from(unit) / u128::from(span.max(1))).unwrap_or(u64::MAX)
 }
 
-fn act(operator: &dyn Operator, word: &str, action: impl FnOnce(u32) -> Result<(), OperatorError>) -> Result<(), Failure> {
-    act_on(&find(operator, word)?, action)
+fn act(operator: &dyn Operator, word: &str, action: impl Fn(u32) -> Result<(), OperatorError>) -> Result<(), Failure> {
+    /// A guest that restarts has another number afterwards. It cannot do that so often.
+    const TRIES: usize = 3;
+    let mut guest = find(operator, word)?;
+    for _ in 1..TRIES {
+        match action(guest.id) {
+            Err(OperatorError::NoSuchGuest) => guest = find(operator, word)?,
+            result => return result.map_err(|error| Failure::Operator { what: guest.name, error }),
+        }
+    }
+    act_on(&guest, action)
 }
 
 fn act_on(guest: &GuestInfo, action: impl FnOnce(u32) -> Result<(), OperatorError>) -> Result<(), Failure> {

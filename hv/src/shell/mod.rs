@@ -90,7 +90,11 @@ impl Shell {
     /// Takes a byte that was typed. Commands are carried out before this returns, after what was typed has been put on the console: what the
     /// host logs meanwhile comes below it.
     pub fn input<P: Platform>(&mut self, byte: u8, platform: &P, operator: &dyn Operator) {
-        self.take(byte, operator, &mut |bytes| put(platform, bytes));
+        if log::at_line_start() && !self.has_output() {
+            // Others have written since the line was shown.
+            self.shown = false;
+        }
+        self.take(byte, operator, &mut |bytes| put(platform, &log::hold(), bytes));
     }
 
     fn take(&mut self, byte: u8, operator: &dyn Operator, write: &mut dyn FnMut(&[u8]) -> usize) {
@@ -148,13 +152,19 @@ impl Shell {
     /// prompt is shown, again if others have written to the console since.
     pub fn pump<P: Platform>(&mut self, platform: &P, focused: bool) {
         let idle = !self.has_output();
-        if focused && idle && !self.shown {
-            log::fresh_line();
+        if idle && (!focused || self.shown && !log::at_line_start()) {
+            self.shown &= focused;
+            return;
         }
+        // Nothing of what others write gets between looking at the cursor's line and writing there.
+        let held = log::hold();
         let interrupted = idle && log::at_line_start();
-        let was_pending = self.flush(focused, interrupted, &mut |bytes| put(platform, bytes));
+        if focused && idle && !self.shown {
+            held.fresh_line();
+        }
+        let was_pending = self.flush(focused, interrupted, &mut |bytes| put(platform, &held, bytes));
         if was_pending && self.shown && !self.has_output() {
-            log::note_transient(self.editor.columns());
+            held.note_transient(self.editor.columns());
         }
     }
 
@@ -189,10 +199,10 @@ impl Shell {
 }
 
 /// Puts bytes on the console, as far as it has room, and tells the log where they leave the cursor.
-fn put<P: Platform>(platform: &P, bytes: &[u8]) -> usize {
+fn put<P: Platform>(platform: &P, held: &log::Held, bytes: &[u8]) -> usize {
     let count = platform.console_write(bytes);
     if let Some(last) = bytes.get(..count).and_then(<[u8]>::last) {
-        log::note_column(*last == b'\n');
+        held.note_column(*last == b'\n');
     }
     count
 }

@@ -116,6 +116,8 @@ pub enum Trigger {
     Nmi { vcpu: u32 },
     /// The ACPI power button.
     Power,
+    /// The ACPI sleep button.
+    Sleep,
     /// The reset button: what its configuration has for `on_reboot` follows.
     Reset,
 }

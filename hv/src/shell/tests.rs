@@ -183,6 +183,7 @@ fn verbs_reach_the_host() {
         ("trigger db nmi 3", &["trigger 3 Nmi { vcpu: 3 }"]),
         ("trigger db power", &["trigger 3 Power"]),
         ("trigger db reset", &["trigger 3 Reset"]),
+        ("trigger db sleep", &["trigger 3 Sleep"]),
         ("vcpu-pin db 2 0-3,^1", &["pin 3 Some(2) 0,2-3"]),
         ("vcpu-pin db all all", &["pin 3 None 0-255"]),
         ("vcpu-pin db 0 2 -", &["pin 3 Some(0) 2"]),
@@ -222,16 +223,19 @@ fn wrong_use_says_what_is_right() {
         ("reboot web -f", "reboot: GUEST and -f exclude each other\nusage: reboot GUEST | [-f]\n"),
         ("poweroff now", "poweroff: now is too many\nusage: poweroff [-f]\n"),
         ("console", "console: a guest's name or id is missing\nusage: console GUEST\n"),
-        ("trigger web", "trigger: what to send is missing\nusage: trigger GUEST nmi|power|reset [VCPU]\n"),
+        ("trigger web", "trigger: what to send is missing\nusage: trigger GUEST nmi|power|sleep|reset [VCPU]\n"),
         (
             "trigger web boot",
-            "trigger: boot is no trigger, expected nmi, power or reset\nusage: trigger GUEST nmi|power|reset [VCPU]\n",
+            "trigger: boot is no trigger, expected nmi, power, sleep or reset\nusage: trigger GUEST nmi|power|sleep|reset [VCPU]\n",
         ),
         (
             "trigger web s3resume",
-            "trigger: s3resume is known to xl, not supported yet\nusage: trigger GUEST nmi|power|reset [VCPU]\n",
+            "trigger: s3resume is known to xl, not supported yet\nusage: trigger GUEST nmi|power|sleep|reset [VCPU]\n",
         ),
-        ("trigger web nmi x", "trigger: x is no vCPU, expected a number from 0\nusage: trigger GUEST nmi|power|reset [VCPU]\n"),
+        (
+            "trigger web nmi x",
+            "trigger: x is no vCPU, expected a number from 0\nusage: trigger GUEST nmi|power|sleep|reset [VCPU]\n",
+        ),
         ("trigger web nmi 2", "trigger: web: no vCPU 2: the guest has 2, counted from 0\n"),
         ("vcpu-pin web 0", "vcpu-pin: a list of host CPUs is missing\nusage: vcpu-pin GUEST VCPU|all CPUS|all\n"),
         ("vcpu-pin web 0 3-1", "vcpu-pin: 3-1: 3-1 ends before it starts\nusage: vcpu-pin GUEST VCPU|all CPUS|all\n"),
@@ -275,10 +279,18 @@ fn every_verb_can_be_asked_about() {
     assert!(help.lines().all(|line| line.len() < 120), "{help}");
 }
 
+/// It has another number when it comes back.
+#[test]
+fn a_guest_that_restarts_while_it_is_looked_up_is_looked_up_again() {
+    let host = FakeHost::new();
+    host.refusal.replace(Some(OperatorError::NoSuchGuest));
+    assert_eq!(output(&host, "destroy web"), "");
+    assert_eq!(host.calls(), ["destroy 1"; 2]);
+}
+
 #[test]
 fn what_the_host_refuses_is_said() {
     for (error, expected) in [
-        (OperatorError::NoSuchGuest, "pause: web: the guest has gone\n"),
         (OperatorError::Ended, "pause: web: the guest has ended\n"),
         (OperatorError::AlreadyPaused, "pause: web: the guest is paused already\n"),
         (OperatorError::Unsupported, "pause: web: not possible on this host\n"),
@@ -287,6 +299,9 @@ fn what_the_host_refuses_is_said() {
         host.refusal.replace(Some(error));
         assert_eq!(output(&host, "pause web"), expected);
     }
+    let host = FakeHost::new();
+    host.refusal.replace(Some(OperatorError::NoSuchGuest));
+    assert_eq!(output(&host, "trigger web nmi"), "trigger: web: the guest has gone\n");
     let host = FakeHost::new();
     host.refusal.replace(Some(OperatorError::Refused { config: "web.cfg".into() }));
     assert_eq!(output(&host, "create -c web"), "create: web.cfg: web.cfg was refused, see the messages above\n");

@@ -122,8 +122,8 @@ impl Verb {
                 unsupported: &["-t", "-n", "-r", "-s"],
                 ..entry("console", "GUEST", "give a guest the console", &[Arg::Guest])
             } },
-            Self::Trigger => const { &entry("trigger", "GUEST nmi|power|reset [VCPU]",
-                "send a guest an NMI, or press its power or reset button", &[Arg::Guest, Arg::Trigger, Arg::Vcpu]) },
+            Self::Trigger => const { &entry("trigger", "GUEST nmi|power|sleep|reset [VCPU]",
+                "send a guest an NMI, or press its power, sleep or reset button", &[Arg::Guest, Arg::Trigger, Arg::Vcpu]) },
             Self::VcpuPin => const { &Entry {
                 unsupported: &["-f", "--force"],
                 ..entry("vcpu-pin", "GUEST VCPU|all CPUS|all",

@@ -40,6 +40,10 @@ const L1_ECX_XSAVE: u32 = 1 << 26;
 const L1_ECX_PCID: u32 = 1 << 17;
 /// Leaf 1 EDX: everything but PSN (18), DS (21), ACPI (22), SS (27), HTT (28, set by topology), TM (29), IA64 (30), PBE (31).
 const L1_EDX_ALLOW: u32 = !(1 << 10 | 1 << 18 | 1 << 20 | 1 << 21 | 1 << 22 | 1 << 27 | 1 << 28 | 1 << 29 | 1 << 30 | 1 << 31);
+/// Also in leaf 8000_0001H.
+const L1_EDX_APIC: u32 = 1 << 9;
+/// IA32_APIC_BASE: the local APIC is there.
+const APIC_ENABLE: u64 = 1 << 11;
 const L1_EDX_HTT: u32 = 1 << 28;
 
 /// Leaf 7.0 EBX. Absent: SGX, HLE/RTM (transactions abort on any exit), RDT, MPX, PT, PCOMMIT.
@@ -136,6 +140,15 @@ pub struct CpuidPolicy {
 pub struct CpuidContext {
     pub cr4: u64,
     pub xcr0: u64,
+    /// IA32_APIC_BASE.
+    pub apic_base: u64,
+}
+
+impl CpuidContext {
+    /// A local APIC that IA32_APIC_BASE disables is not there (SDM vol. 3A, 11.4.3).
+    const fn apic_mask(self) -> u32 {
+        if self.apic_base & APIC_ENABLE == 0 { !L1_EDX_APIC } else { u32::MAX }
+    }
 }
 
 impl CpuidPolicy {
@@ -370,6 +383,7 @@ impl CpuidPolicy {
                     if context.cr4 & Cr4::OSXSAVE.bits() != 0 {
                         result.ecx |= L1_ECX_OSXSAVE;
                     }
+                    result.edx &= context.apic_mask();
                     result
                 }
                 4 => self.caches.get(subleaf as usize).copied().unwrap_or_default(),
@@ -382,6 +396,7 @@ impl CpuidPolicy {
             && leaf <= self.max_extended
         {
             match n {
+                1 => CpuidResult { edx: self.extended[1].edx & context.apic_mask(), ..self.extended[1] },
                 0x1d => self.amd_caches.get(subleaf as usize).copied().unwrap_or_default(),
                 _ => self.extended[n as usize],
             }
@@ -492,7 +507,7 @@ mod tests {
         CpuidPolicy::new(&platform, id, vcpus, &Xcr0Policy::new(&platform))
     }
 
-    const RESET: CpuidContext = CpuidContext { cr4: 0, xcr0: 1 };
+    const RESET: CpuidContext = CpuidContext { cr4: 0, xcr0: 1, apic_base: 0xfee0_0900 };
 
     #[test]
     fn virtualisation_and_host_only_features_are_hidden() {
@@ -511,7 +526,7 @@ mod tests {
     fn osxsave_follows_cr4() {
         let p = policy(1, 0);
         assert_eq!(p.leaf(1, 0, || RESET).ecx & L1_ECX_OSXSAVE, 0);
-        let on = CpuidContext { cr4: Cr4::OSXSAVE.bits(), xcr0: 1 };
+        let on = CpuidContext { cr4: Cr4::OSXSAVE.bits(), ..RESET };
         assert_ne!(p.leaf(1, 0, || on).ecx & L1_ECX_OSXSAVE, 0);
     }
 

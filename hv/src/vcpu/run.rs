@@ -224,7 +224,7 @@ impl<P: Platform> VirtCpu<P> {
 
     #[inline(always)]
     fn cpuid(&mut self, leaf: u32, subleaf: u32) {
-        let context = || CpuidContext { cr4: self.hw.cr4(), xcr0: self.hw.xcr0() };
+        let context = || CpuidContext { cr4: self.hw.cr4(), xcr0: self.hw.xcr0(), apic_base: self.apic.base_msr() };
         let result = self.cpuid.leaf(leaf, subleaf, context);
         self.hw.complete(Resume::Cpuid(result));
     }

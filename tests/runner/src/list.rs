@@ -88,6 +88,8 @@ pub struct GuestTest {
     pub expect: Expect,
     pub on: &'static [Platform],
     pub vcpus: u32,
+    /// More lines for its configuration.
+    pub config: &'static str,
 }
 
 const BOTH_VENDORS: &[Platform] = &[Platform::SvmQemu, Platform::VmxBochs, Platform::SvmBochs];
@@ -97,7 +99,7 @@ const fn pass(name: &'static str) -> GuestTest {
 }
 
 const fn ends(name: &'static str, expect: Expect) -> GuestTest {
-    GuestTest { name, expect, on: BOTH_VENDORS, vcpus: 1 }
+    GuestTest { name, expect, on: BOTH_VENDORS, vcpus: 1, config: "" }
 }
 
 const fn smp(name: &'static str, vcpus: u32) -> GuestTest {
@@ -147,6 +149,20 @@ pub const GUESTS: &[GuestTest] = &[
     pass("self-ipi"),
     pass("x2apic"),
     pass("serial-irq"),
+    pass("pic-modes"),
+    pass("pic-spurious"),
+    pass("pit-modes"),
+    pass("ioapic-modes"),
+    pass("lapic-modes"),
+    // An emulator that is away itself, while its clock goes on, would owe more interrupts than are made good.
+    GuestTest { on: &[Platform::SvmIcount, Platform::VmxBochs, Platform::SvmBochs], ..pass("lost-ticks") },
+    pass("hpet"),
+    pass("rtc-modes"),
+    pass("acpi-events"),
+    pass("i8042"),
+    GuestTest { config: "serial = [\"pty\", \"log\", \"none\", \"null\"]\n", ..pass("serial-ports") },
+    pass("pci-ecam"),
+    GuestTest { config: "serial = [\"pty\", \"none\", \"none\", \"none\", \"null\"]\n", ..pass("pci-device") },
     pass("work"),
     smp("smp-startup", 8),
     smp("smp-startup-32", 32),
@@ -191,11 +207,12 @@ pub fn guest_config(case: &str) -> String {
 /// The configuration of guest `name` that runs `case`, which may have options behind it.
 #[must_use]
 pub fn guest_config_of(name: &str, case: &str) -> String {
-    let vcpus = GUESTS.iter().find(|test| test.name == name).map_or(1, |test| test.vcpus);
+    let test = GUESTS.iter().find(|test| test.name == name);
+    let (vcpus, more) = test.map_or((1, ""), |test| (test.vcpus, test.config));
     format!(
         "name = \"{name}\"\ntype = \"hvm\"\nmemory = {GUEST_MEMORY_MIB}\nvcpus = {vcpus}\nkernel = \"{GUEST_KERNEL}\"\n\
          cmdline = \"test={case}\"\nisa_debug_exit = 0xf4\n\
-         on_poweroff = \"destroy\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n"
+         on_poweroff = \"destroy\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n{more}"
     )
 }
 

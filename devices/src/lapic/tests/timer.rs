@@ -1,6 +1,7 @@
 //! The timer: counting, modes and their changes, TSC deadline.
 
 use super::*;
+use crate::MissedTicks;
 use crate::lapic::timer::MIN_PERIOD;
 use x86defs::Rate;
 
@@ -78,6 +79,58 @@ fn periodic_keeps_its_beat_however_late_it_is_noticed() {
     assert_eq!(apic.pending(), None);
     assert_eq!((count(&apic, 6_999_999), count(&apic, 7_000_000), count(&apic, 7_000_001)), (1, 1_000_000, 999_999));
     assert_eq!(count(&apic, 99_999_990), 10);
+}
+
+#[test]
+fn missed_beats_are_made_good() {
+    let apic = timer(PERIODIC, DIVIDE_BY_1);
+    apic.set_missed_ticks(MissedTicks::Deliver);
+    start(&apic, 0, 1_000_000);
+    let mut now = 0;
+    let mut interrupts = 0;
+    let mut serve = |until: u64, takes: bool| {
+        while let Some(next) = apic.deadline().filter(|next| next.0 <= until) {
+            assert!(next.0 > now, "{now} {next:?}");
+            now = next.0;
+            apic.advance(next);
+            assert_eq!(count(&apic, now), 1_000_000 - (now % 1_000_000) as u32, "the count keeps its beat");
+            if takes && apic.pending().is_some() {
+                take(&apic, VECTOR);
+                write(&apic, reg::EOI, 0);
+                interrupts += 1;
+            }
+        }
+        interrupts
+    };
+    assert_eq!(serve(3_500_000, true), 3);
+    // Away for ten beats, of which one waits.
+    assert_eq!(serve(13_500_000, false), 3);
+    take(&apic, VECTOR);
+    write(&apic, reg::EOI, 0);
+    assert_eq!(serve(20_500_000, true), 19, "with the one that waited, one for every beat");
+    assert_eq!(serve(30_500_000, true), 29, "and no more than that");
+    // The host is late by five beats.
+    apic.advance(Time(35_500_000));
+    take(&apic, VECTOR);
+    write(&apic, reg::EOI, 0);
+    assert_eq!(serve(40_500_000, true), 38);
+    // Away for very long: the guest was stopped, and starts anew.
+    apic.advance(Time(20_000_400_000));
+    take(&apic, VECTOR);
+    write(&apic, reg::EOI, 0);
+    assert_eq!(apic.deadline(), Some(Time(20_001_000_000)));
+}
+
+/// In one-shot mode the count goes on to zero, also if the next interrupt would have been one that is made good.
+#[test]
+fn a_change_to_one_shot_keeps_the_count_while_beats_are_owed() {
+    let apic = timer(PERIODIC, DIVIDE_BY_1);
+    apic.set_missed_ticks(MissedTicks::Deliver);
+    start(&apic, 0, 1_000_000);
+    apic.advance(Time(5_100_000));
+    assert_eq!(apic.deadline(), Some(Time(5_225_000)));
+    write_at(&apic, Time(5_150_000), reg::LVT_TIMER, ONE_SHOT);
+    assert_eq!((count(&apic, 5_150_000), apic.deadline()), (850_000, Some(Time(6_000_000))));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The cases, one function each, by area.
 
 mod bench;
+mod chips;
 mod cpu;
 mod ends;
 mod events;
@@ -9,6 +10,7 @@ mod ipi;
 mod irq;
 mod modes;
 mod neighbour;
+mod pc;
 mod smp;
 mod timers;
 mod work;
@@ -61,6 +63,19 @@ pub const ALL: &[Case] = &[
     ("self-ipi", irq::self_ipi),
     ("x2apic", irq::x2apic),
     ("serial-irq", irq::serial_irq),
+    ("pic-modes", chips::pic_modes),
+    ("pic-spurious", chips::pic_spurious),
+    ("pit-modes", chips::pit_modes),
+    ("ioapic-modes", chips::ioapic_modes),
+    ("lapic-modes", chips::lapic_modes),
+    ("lost-ticks", chips::lost_ticks),
+    ("hpet", pc::hpet),
+    ("rtc-modes", pc::rtc_modes),
+    ("acpi-events", pc::acpi_events),
+    ("i8042", pc::i8042),
+    ("serial-ports", pc::serial_ports),
+    ("pci-ecam", pc::pci_ecam),
+    ("pci-device", pc::pci_device),
     ("smp-startup", smp::startup),
     ("smp-startup-32", smp::startup),
     ("smp-init-again", smp::init_again),

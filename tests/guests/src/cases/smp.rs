@@ -51,6 +51,8 @@ pub fn startup(_: &BootInfo) {
 }
 
 static BEATS: AtomicU64 = AtomicU64::new(0);
+/// What [`BEATS`] says of a processor that is about to halt.
+const HALTS: u64 = 0xa17;
 static TSC_BEFORE: AtomicU64 = AtomicU64::new(0);
 const PATTERN: u64 = 0x0123_4567_89ab_cdef;
 
@@ -148,17 +150,18 @@ pub fn init_again(_: &BootInfo) {
     smp::wait(1);
     // From HLT, and in x2APIC mode.
     smp::run(1, |_| {
-        BEATS.store(0, Ordering::SeqCst);
         cpu::cli();
+        BEATS.store(HALTS, Ordering::SeqCst);
         cpu::hlt();
         BEATS.store(1, Ordering::SeqCst);
     });
+    check!(time::wait_for(2_000_000, || BEATS.load(Ordering::SeqCst) == HALTS), "it halts");
     time::spin_us(1000);
     ipi(1, INIT);
     time::spin_us(1000);
     smp::forget(1);
     restart();
-    check_eq!(BEATS.load(Ordering::SeqCst), 0, "HLT has not ended");
+    check_eq!(BEATS.load(Ordering::SeqCst), HALTS, "HLT has not ended");
     smp::run(1, |_| {
         check_eq!(rdmsr(apic::APIC_BASE) >> 10 & 3, 3, "the APIC is in x2APIC mode still");
         check_eq!(rdmsr(0x802), 1, "and has its ID");

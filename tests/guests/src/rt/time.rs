@@ -51,7 +51,7 @@ pub fn spin_us(us: u64) {
 }
 
 /// Spins until `done` or until `us` microseconds have passed; true if done.
-pub fn wait_for(us: u64, done: impl Fn() -> bool) -> bool {
+pub fn wait_for(us: u64, mut done: impl FnMut() -> bool) -> bool {
     let end = rdtsc() + us * tsc_hz() / 1_000_000;
     while !done() {
         if rdtsc() > end {

@@ -11,14 +11,14 @@ use crate::{
 };
 
 /// Units in each interval that a `progress` guest counted in a part of the script.
-fn progress(run: &Run<'_>, part: &str, name: &str) -> Vec<u64> {
+pub(super) fn progress(run: &Run<'_>, part: &str, name: &str) -> Vec<u64> {
     let prefix = format!("({name}) progress ");
     // The shell's prompt may have been in its place.
     let units = |line: &str| line.split_once(&prefix)?.1.split(' ').nth(1)?.parse().ok();
     run.part(part).filter_map(units).collect()
 }
 
-fn median(mut numbers: Vec<u64>) -> Option<u64> {
+pub(super) fn median(mut numbers: Vec<u64>) -> Option<u64> {
     numbers.sort_unstable();
     numbers.get(numbers.len() / 2).copied()
 }
@@ -39,7 +39,7 @@ fn compare(run: &Run<'_>, name: &str, part: &str, with: &str, range: std::ops::R
 const LOOSE: std::ops::RangeInclusive<u64> = 5..=100_000;
 
 /// Intervals in each part.
-const INTERVALS: usize = 6;
+const INTERVALS: usize = 5;
 const SURVIVORS: [&str; 2] = ["alpha", "beta"];
 const STORM_PARTS: [&str; 3] = ["hog", "crash", "reboot"];
 
@@ -80,7 +80,7 @@ pub const STORMS: Scenario = Scenario {
 /// The configuration of a guest that starts again after its end.
 fn again(name: &str, case: &str, key: &str) -> String {
     format!(
-        "name = \"{name}\"\ntype = \"hvm\"\nmemory = 16\nkernel = \"guests\"\ncmdline = \"test={case}\"\nisa_debug_exit = 0xf4\n\
+        "name = \"{name}\"\ntype = \"hvm\"\nmemory = 4\nkernel = \"guests\"\ncmdline = \"test={case}\"\nisa_debug_exit = 0xf4\n\
          {key} = \"restart\"\n"
     )
 }

@@ -1,7 +1,15 @@
 //! Guests that have a CPU for themselves, or need none.
 
-use super::{BOTH, Kernels, Run, Scenario, guest, is_exact};
-use crate::{list::Expect, script::Script, size::MemorySize};
+use super::{
+    BOTH, Kernels, Run, Scenario, guest, is_exact,
+    neighbours::{median, progress},
+};
+use crate::{list::Platform, script::Script, size::MemorySize};
+
+/// The last words of the tables' first lines: a table comes in one piece, so what comes later is no part of it. A prompt alone would not tell, since
+/// it is shown again after whatever others write.
+const VCPU_LIST: &str = "Affinity (Hard / Soft)";
+const TOP: &str = "Exits/s";
 
 /// `sched=null`: each vCPU has a CPU of its own, undisturbed; one too many waits until a CPU is free.
 pub const NULL: Scenario = Scenario {
@@ -16,24 +24,35 @@ pub const NULL: Scenario = Scenario {
         vec![
             // The second CPU has nothing but this.
             guest("hog", "hog", "cpus = \"1\"\n"),
-            guest("first", "work ms=800 marks=4", "cpus = \"0\"\n"),
-            guest("late", "work ms=800 marks=4", ""),
+            guest("first", WORK, "cpus = \"0\"\n"),
+            guest("late", WORK, ""),
         ]
     },
     script: |_| {
         Script::default()
-            .wait("(first) work 1 ")
+            .wait("(first) progress 1 ")
             .shell("vcpu-list")
             .part("pinned")
+            .wait(VCPU_LIST)
             .shell("top")
-            .wait("(first) work 3 ")
+            .wait(TOP)
+            .wait_for(2, "(first) progress ")
             .shell("top")
             .part("second")
+            .wait(TOP)
+            .wait_for(3, "(first) progress ")
+            .shell("destroy first")
+            .wait("guest first: ended")
+            .part("late")
+            .wait_for(4, "(late) progress ")
+            .shell("destroy late")
             .wait("guest late: ended")
             .shell("destroy hog")
     },
     check: check_null,
 };
+/// Goes on until it is destroyed: however slow the operator is, it is there.
+const WORK: &str = "progress ms=40";
 
 /// The words of the line of a table that is about a guest.
 fn row<'a>(run: &'a Run<'_>, part: &'a str, guest: &str) -> Result<Vec<&'a str>, String> {
@@ -51,28 +70,18 @@ fn check_null(run: &Run<'_>) -> Result<(), String> {
             return Err(format!("{guest} is not on CPU {cpu}: {words:?}"));
         }
     }
-    // Name, ID, VCPU, CPU(%), Time, Exits/s.
+    // Name, ID, VCPU, CPU(%), Time, Exits/s. Bochs' VT-x needs a guest's turns cut short, whoever waits: they are all its exits.
     let words = row(run, "second", "hog")?;
-    if words.get(5) != Some(&"0") {
+    if words.get(5) != Some(&"0") && run.platform != Platform::VmxBochs {
         return Err(format!("the guest alone on its CPU is interrupted: {words:?}"));
     }
-    if run.position("(late) work 1 ")? < run.position("guest first: ended")? {
+    if run.position("(late) case ")? < run.position("guest first: ended")? {
         return Err("the third guest ran without a CPU of its own".into());
     }
-    for (guest, how) in run.outcome.ends().filter(|(guest, _)| *guest != "hog") {
-        Expect::Pass.check(how).map_err(|reason| format!("{guest} {reason}"))?;
-    }
-    if is_exact(run.platform) {
-        let units = |guest: &str| {
-            let text = format!("({guest}) work 4 ");
-            let line = &run.lines[run.position(&text)?].1;
-            line.split(&text).nth(1).and_then(|n| n.trim().parse::<u64>().ok()).ok_or_else(|| format!("no number: {line}"))
-        };
-        let (first, late) = (units("first")?, units("late")?);
-        // One was disturbed by the operator, and each by its own output.
-        if first.abs_diff(late) * 100 > late * 3 {
-            return Err(format!("{first} units of work, and {late}, on a CPU of one's own"));
-        }
+    let units = |part, guest| median(progress(run, part, guest)).ok_or_else(|| format!("{guest} got nothing done"));
+    let (first, late) = (units("second", "first")?, units("late", "late")?);
+    if is_exact(run.platform) && first.abs_diff(late) * 100 > late * 3 {
+        return Err(format!("{first} units of work, and {late}, on a CPU of one's own"));
     }
     Ok(())
 }
@@ -86,20 +95,25 @@ pub const IDLE: Scenario = Scenario {
     options: "conswitch=ax",
     autostart: "parallel",
     kernels: Kernels::TestGuest,
-    guests: || vec![guest("idle", "idle", ""), guest("clock", "work ms=900 marks=3", "")],
+    guests: || vec![guest("idle", "idle", ""), guest("clock", WORK, "")],
     script: |_| {
         Script::default()
             .wait("(idle) idle")
-            .wait("(clock) work 1 ")
+            .wait("(clock) progress 1 ")
             .shell("top")
-            .wait("(clock) work 2 ")
+            .wait(TOP)
+            .wait_for(2, "(clock) progress ")
             .shell("top")
             .part("second")
+            .wait(TOP)
+            .shell("destroy clock")
             .wait("guest clock: ended")
             // Now the CPU has nothing to do at all.
             .shell("top")
+            .wait(TOP)
             .shell("top")
             .part("alone")
+            .wait(TOP)
             .shell("list")
             .shell("destroy idle")
     },
