@@ -68,6 +68,22 @@ impl Dialogue {
         self.wait_any(&[word], limit).map(drop)
     }
 
+    /// Waits for the machine to end by itself.
+    pub fn wait_end(&mut self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.output.recv_timeout(left.min(Duration::from_millis(200))) {
+                Ok(bytes) => self.take(&bytes),
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => bail!("the machine did not end within {} s", limit.as_secs()),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.machine.try_wait();
+                }
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+        }
+    }
+
     pub fn send(&mut self, text: &str) -> Result<()> {
         self.input.write_all(text.as_bytes()).and_then(|()| self.input.flush()).context("the machine takes no input")
     }
@@ -135,6 +151,14 @@ mod tests {
         let error = d.wait("never", LONG).unwrap_err().to_string();
         assert!(error.contains("ended before"), "{error}");
         assert!(d.transcript().ends_with("hello again\n"));
+    }
+
+    #[test]
+    fn the_end() {
+        let mut d = dialogue("echo last words");
+        d.wait_end(LONG).unwrap();
+        assert_eq!(d.transcript(), "last words\n");
+        assert!(dialogue("sleep 20").wait_end(Duration::from_millis(50)).is_err());
     }
 
     #[test]

@@ -63,21 +63,22 @@ const FILES: &[(&str, u32, &str)] = &[
         0o644,
         "LABEL=root / ext4 defaults 0 1\nLABEL=boot /boot ext4 defaults 0 2\nLABEL=ESP /boot/efi vfat umask=0077 0 0\n",
     ),
-    ("etc/inittab", 0o644, include_str!("inittab")),
     ("usr/local/sbin/console-shell", 0o755, include_str!("console-shell")),
     ("usr/local/sbin/first-boot", 0o755, include_str!("first-boot")),
+    ("usr/local/sbin/leave", 0o755, include_str!("leave")),
+    ("usr/local/sbin/grub-probe", 0o755, include_str!("grub-probe")),
     // The menu waits long enough for a slow machine that tests; the first key stops the clock.
     (
         "etc/default/grub",
         0o644,
-        "GRUB_DEFAULT=0\nGRUB_TIMEOUT=60\nGRUB_DISTRIBUTOR=Debian\nGRUB_CMDLINE_LINUX=\"console=ttyS0 quiet\"\nGRUB_TERMINAL=serial\n\
+        "GRUB_DEFAULT=0\nGRUB_TIMEOUT=60\nGRUB_DISTRIBUTOR=Debian\nGRUB_CMDLINE_LINUX=\"console=ttyS0 quiet init=/usr/local/sbin/console-shell\"\nGRUB_TERMINAL=serial\n\
          GRUB_SERIAL_COMMAND=\"serial --unit=0 --speed=115200\"\nGRUB_DISABLE_OS_PROBER=true\n",
     ),
 ];
 
 /// Changes when the disk's contents would.
 fn key() -> String {
-    format!("1 {SUITE} {PACKAGES:?} {WITHOUT:?} {FILES:?} {BIOS_BOOT:?} {ESP:?} {BOOT:?} {ROOT:?}")
+    format!("2 {SUITE} {PACKAGES:?} {WITHOUT:?} {FILES:?} {BIOS_BOOT:?} {ESP:?} {BOOT:?} {ROOT:?}")
 }
 
 /// The disk, from the cache or made.
@@ -132,6 +133,9 @@ fn partition(disk: &Path) -> Result<()> {
     let mut disk = File::options().write(true).open(disk)?;
     disk.seek(SeekFrom::Start(ESP.0))?;
     std::io::copy(&mut File::open(&esp)?, &mut disk)?;
+    // mformat leaves something like a partition table in the first sector, of which GRUB complains each time that it looks.
+    disk.seek(SeekFrom::Start(ESP.0 + 446))?;
+    disk.write_all(&[0; 64])?;
     Ok(fs::remove_file(esp)?)
 }
 
@@ -168,6 +172,7 @@ fn fill(disk: &Path, work: &Path, consent: Consent) -> Result<()> {
         "#!/bin/sh\nset -e\nwork={work:?}\ndisk={disk:?}\ncp -R --no-preserve=ownership \"$work/overlay/.\" \"$1/\"\n\
          cp \"$1\"/boot/vmlinuz-* \"$work/vmlinuz\"\ncp \"$1\"/boot/initrd.img-* \"$work/initrd.img\"\n\
          cp \"$1\"/lib/modules/*/kernel/arch/x86/kernel/msr.ko \"$work/\"\nmkdir -p \"$1/boot/efi\"\n\
+         mv \"$1/usr/sbin/grub-probe\" \"$1/usr/sbin/grub-probe.real\"\nmv \"$1/usr/local/sbin/grub-probe\" \"$1/usr/sbin/\"\n\
          mkdir \"$work/root\"\nmount --bind \"$1\" \"$work/root\"\ntrap 'umount \"$work/root\"' EXIT\n\
          {}rm -rf \"$1\"/boot/*\n{}chmod a+r \"$work\"/vmlinuz \"$work\"/initrd.img\n",
         make("boot", BOOT, "/boot"),
@@ -202,7 +207,6 @@ fn first_boot(disk: &Path, debian: &Debian) -> Result<()> {
     let mut dialogue = Dialogue::new(host.start()?)?;
     let done = dialogue.wait_any(&["first-boot: done", "first-boot: failed"], Duration::from_secs(600));
     ensure!(done.as_ref().is_ok_and(|&n| n == 0), "the new Debian system cannot install GRUB:\n{}", dialogue.transcript());
-    // It ends the machine by itself, once all is on the disk.
-    let _ = dialogue.wait("never said", Duration::from_secs(60));
-    Ok(())
+    // Once all is on the disk.
+    dialogue.wait_end(Duration::from_secs(120))
 }

@@ -1,17 +1,17 @@
-//! The life of an installation, on a machine with Debian: install, choose the entry in GRUB's serial menu, run the guests, upgrade, purge.
+//! The life of an installation, on a machine with Debian: install, choose the entry in GRUB's serial menu, run the guests, purge.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use runner::{
     dialogue::Dialogue,
     feed::PROMPT_HOST,
-    host::{Drive, Host},
+    host::{DirectLinux, Drive, Host},
     machine::Firmware,
 };
 
-use super::{Assets, UPGRADES, disk::PROMPT};
-use crate::package::{VERSION, debian_version, output};
+use super::{Assets, disk::PROMPT};
+use crate::package::{VERSION, output};
 
 pub fn bios(assets: &Assets) -> Result<()> {
     live(assets, Firmware::Bios)
@@ -20,6 +20,10 @@ pub fn bios(assets: &Assets) -> Result<()> {
 pub fn uefi(assets: &Assets) -> Result<()> {
     live(assets, Firmware::Uefi)
 }
+
+/// The machines.
+const CPU: &str = "EPYC-Rome";
+const MIB: u32 = 1024;
 
 /// Far more than is needed, because the machine that this runs on may be slow and busy.
 const BOOT: Duration = Duration::from_secs(400);
@@ -35,21 +39,18 @@ fn config(name: &str) -> String {
     format!("name = \"{name}\"\nmemory = 128\nkernel = \"/vmlinuz\"\nramdisk = \"{ramdisk}\"\nextra = \"console=ttyS0 quiet\"\n")
 }
 
-/// A drive that is a tar archive: the packages, the guests.
-fn payload(assets: &Assets, name: &str) -> Result<std::path::PathBuf> {
-    let folder = assets.work.join(format!("payload-{name}"));
+/// A drive that is a tar archive: the package, the guests.
+fn payload(assets: &Assets) -> Result<PathBuf> {
+    let folder = assets.work.join("payload");
     fs::create_dir(&folder)?;
     fs::copy(&assets.products.deb, folder.join("now.deb"))?;
-    for (products, name) in assets.upgrades.iter().zip(["next.deb", "last.deb"]) {
-        fs::copy(&products.deb, folder.join(name))?;
-    }
     fs::write(folder.join("ramdisk.img"), assets.initramfs.as_ref().context("no initramfs was made")?)?;
     for guest in GUESTS {
         fs::write(folder.join(format!("{guest}.cfg")), config(guest))?;
     }
     fs::write(folder.join("broken.cfg"), "name = \"broken\"\nmemroy = 5\n")?;
     fs::write(folder.join("setup"), include_str!("setup"))?;
-    let tar = assets.work.join(format!("payload-{name}.tar"));
+    let tar = assets.work.join("payload.tar");
     output(Command::new("tar").arg("--create").arg("--file").arg(&tar).arg("--directory").arg(&folder).arg("."))?;
     Ok(tar)
 }
@@ -107,8 +108,37 @@ impl Visit {
         self.dialogue.wait(&format!("(BH) guest {name}: ended: poweroff"), COMMAND)
     }
 
-    fn all(&mut self, firmware: Firmware) -> Result<()> {
-        self.boot_debian()?;
+    /// Bulkhead by GRUB's menu, with both guests; then the machine starts again.
+    fn run_guests(&mut self) -> Result<()> {
+        self.choose("Bulkhead hypervisor")?;
+        self.dialogue.wait(&format!("(BH) Bulkhead {VERSION}"), BOOT)?;
+        for guest in GUESTS {
+            self.dialogue.wait(&format!("(BH) guest {guest}: started"), BOOT)?;
+        }
+        for guest in GUESTS {
+            self.visit_guest(guest)?;
+        }
+        // And on_last_guest=reboot.
+        self.dialogue.wait("(BH) all guests ended", COMMAND)
+    }
+
+    fn purge(&mut self) -> Result<()> {
+        self.run("dpkg --purge bulkhead")?;
+        self.run("! grep -i bulkhead /boot/grub/grub.cfg")?;
+        let files = "/boot/bulkhead* /etc/grub.d/*bulkhead /etc/default/grub.d/bulkhead.cfg /usr/sbin/bulkhead-check /usr/share/doc/bulkhead \
+            /var/lib/bulkhead";
+        self.run(&format!("left=$(ls -d {files} 2>/dev/null); echo \"$left\"; [ -z \"$left\" ]"))
+            .context("purge leaves something behind")?;
+        self.run("ls /etc/bulkhead/one.cfg").map(drop).context("a guest of the administrator's own is gone")
+    }
+
+    fn leave(&mut self, how: &str) -> Result<()> {
+        self.dialogue.send(&format!("leave {how}\n"))
+    }
+
+    /// On the machine as it was before.
+    fn install(&mut self) -> Result<()> {
+        self.dialogue.wait(PROMPT, BOOT).context("Debian's own start")?;
         self.run("mkdir /payload && tar -C /payload -xf /dev/vdb")?;
         let said = self.run("sh /payload/setup")?;
         for wanted in [
@@ -120,74 +150,53 @@ impl Visit {
         ] {
             ensure!(said.contains(wanted), "{wanted:?} was expected of the installation");
         }
-        self.run("grep -c \"'bulkhead\" /boot/grub/grub.cfg")?;
-        self.dialogue.send("reboot\n")?;
+        self.leave("poweroff")?;
+        self.dialogue.wait_end(COMMAND)
+    }
 
-        self.choose("Bulkhead hypervisor")?;
-        self.dialogue.wait(&format!("(BH) Bulkhead {VERSION}"), BOOT)?;
-        for guest in GUESTS {
-            self.dialogue.wait(&format!("(BH) guest {guest}: started"), BOOT)?;
-        }
-        for guest in GUESTS {
-            self.visit_guest(guest)?;
-        }
-        self.dialogue.wait("(BH) all guests ended", COMMAND)?;
-
-        // on_last_guest=reboot.
+    /// On the machine with Bulkhead.
+    fn live(&mut self) -> Result<()> {
+        self.run_guests()?;
         self.boot_debian()?;
-        if firmware == Firmware::Bios {
-            self.upgrade()?;
-        }
-        self.run("dpkg --purge bulkhead")?;
-        self.run("! grep -i bulkhead /boot/grub/grub.cfg")?;
-        let files = "/boot/bulkhead* /etc/grub.d/*bulkhead /etc/default/grub.d/bulkhead.cfg /usr/sbin/bulkhead-check /usr/share/doc/bulkhead \
-            /var/lib/bulkhead";
-        self.run(&format!("left=$(ls -d {files} 2>/dev/null); echo \"$left\"; [ -z \"$left\" ]"))
-            .context("purge leaves something behind")?;
-        self.run("ls /etc/bulkhead/one.cfg").context("a guest of the administrator's own is gone")?;
-        self.dialogue.send("reboot\n")?;
-
+        self.purge()?;
+        self.leave("reboot")?;
         let menu = self.dialogue.here();
         self.boot_debian()?;
         ensure!(!self.dialogue.since(menu).contains("Bulkhead hypervisor"), "the purged package is still in the menu");
-        self.dialogue.send("poweroff -f\n")
-    }
-
-    /// The version before stays beside the new one, and goes with the next.
-    fn upgrade(&mut self) -> Result<()> {
-        let image = |version: &str| format!("/boot/bulkhead-{}.elf.gz", debian_version(version));
-        let list = "ls -1v /boot/bulkhead-*";
-        self.run("dpkg -i /payload/next.deb")?;
-        let said = self.run(list)?;
-        ensure!(
-            said.contains(&image(VERSION)) && said.contains(&image(UPGRADES[0])),
-            "an upgrade keeps the version before: {said}"
-        );
-        let order = self.run("grep -o \"menuentry 'Bulkhead [0-9][^ ']*'\" /boot/grub/grub.cfg")?;
-        let (new, old) = (order.find(&debian_version(UPGRADES[0])), order.find(&format!("Bulkhead {VERSION}")));
-        ensure!(new.is_some() && old.is_some() && new < old, "the newest version comes first: {order}");
-        self.run("dpkg -i /payload/last.deb")?;
-        let said = self.run(list)?;
-        ensure!(
-            !said.contains(&image(VERSION)) && said.contains(&image(UPGRADES[0])) && said.contains(&image(UPGRADES[1])),
-            "an upgrade keeps one version only: {said}"
-        );
-        self.run("dpkg -i /payload/next.deb")?;
-        let said = self.run(list)?;
-        ensure!(said.contains(&image(UPGRADES[0])) && said.contains(&image(UPGRADES[1])), "so does a downgrade: {said}");
         Ok(())
     }
 }
 
-fn live(assets: &Assets, firmware: Firmware) -> Result<()> {
-    let debian = assets.debian.as_ref().context("no Debian system was made")?;
-    let name = if firmware == Firmware::Bios { "bios" } else { "uefi" };
-    let drives = vec![Drive::Forgotten(debian.disk.clone()), Drive::ReadOnly(payload(assets, name)?)];
-    let host = Host { firmware, cpu: "EPYC-Rome", mib: 1024, drives, linux: None };
+/// Starts a machine, and has `talk` with it.
+fn visit(host: &Host, talk: impl FnOnce(&mut Visit) -> Result<()>) -> Result<()> {
     let mut visit = Visit { dialogue: Dialogue::new(host.start()?)? };
-    visit.all(firmware).with_context(|| {
+    talk(&mut visit).with_context(|| {
         let text = visit.dialogue.transcript();
         let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
         format!("the console's last lines:\n{}\n", lines[lines.len().saturating_sub(60)..].join("\n"))
     })
+}
+
+/// The disk of the machine on which Bulkhead has been installed: for whoever asks first, the others wait.
+fn installed(assets: &Assets) -> Result<PathBuf> {
+    let made = assets.installed.get_or_init(|| {
+        let debian = assets.debian.as_ref().context("no Debian system was made")?;
+        let disk = assets.work.join("installed.img");
+        output(Command::new("cp").arg("--sparse=always").arg(&debian.disk).arg(&disk))?;
+        let linux = DirectLinux {
+            kernel: debian.kernel.clone(),
+            initrd: debian.initrd.clone(),
+            command_line: "root=LABEL=root ro console=ttyS0 quiet init=/usr/local/sbin/console-shell".into(),
+        };
+        let drives = vec![Drive::Kept(disk.clone()), Drive::ReadOnly(payload(assets)?)];
+        let host = Host { firmware: Firmware::Bios, cpu: CPU, mib: MIB, drives, linux: Some(linux) };
+        visit(&host, Visit::install).context("installing the package")?;
+        Ok(disk)
+    });
+    made.as_ref().cloned().map_err(|error| anyhow::anyhow!("{error:#}"))
+}
+
+fn live(assets: &Assets, firmware: Firmware) -> Result<()> {
+    let drives = vec![Drive::Forgotten(installed(assets)?)];
+    visit(&Host { firmware, cpu: CPU, mib: MIB, drives, linux: None }, Visit::live)
 }

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use super::Assets;
+use crate::package::debian_version;
 
 /// Answers for the folders of a made-up machine; `DISKS` is replaced by lines of a `case`.
 const GRUB_PROBE: &str = r#"#!/bin/sh
@@ -41,7 +42,7 @@ esac
 "#;
 
 /// A made-up machine.
-struct Setting {
+pub struct Setting {
     folder: TempDir,
     script: PathBuf,
     check: PathBuf,
@@ -49,6 +50,8 @@ struct Setting {
     disks: String,
     /// The folder whose files GRUB finds below its own root: a file system mounted here.
     mounted: Option<PathBuf>,
+    /// Instead of the folder's own `boot`.
+    boot: Option<PathBuf>,
 }
 
 /// What the script made of it.
@@ -67,11 +70,28 @@ impl Setting {
             variables: Vec::new(),
             disks: String::new(),
             mounted: None,
+            boot: None,
             folder,
         };
         fs::create_dir_all(setting.path("etc/bulkhead/auto"))?;
         setting.put("boot/bulkhead-1.2.0.elf.gz", b"")?;
         Ok(setting)
+    }
+
+    /// A machine without guests, whose `/boot` is this one.
+    pub fn of_boot(assets: &Assets, boot: PathBuf) -> Result<Self> {
+        Ok(Self { boot: Some(boot), ..Self::new(assets)? })
+    }
+
+    /// The menu has these versions in this order, and the first entry starts `first`.
+    pub fn expect_versions(&self, first: &str, versions: &[&str]) -> Result<()> {
+        let menu = self.run()?;
+        let found: Vec<&str> = menu.ids().into_iter().filter(|id| !id.ends_with("recovery")).skip(2).collect();
+        let wanted: Vec<String> = versions.iter().map(|v| format!("bulkhead-{}", debian_version(v))).collect();
+        menu.expect(found == wanted, &format!("versions {found:?}"))?;
+        let start = menu.words("bulkhead", "multiboot2")?.concat();
+        let image = format!("/bulkhead-{}.elf.gz", debian_version(first));
+        menu.expect(start.first().is_some_and(|path| path.ends_with(&image)), "the first entry")
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -112,7 +132,9 @@ impl Setting {
         let mut command = Command::new("dash");
         command.arg(&self.script).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("TMPDIR", self.folder.path());
         command.env("grub_probe", probe).env("grub_mkrelpath", relative).env("bulkhead_check", &self.check);
-        command.env("bulkhead_boot", self.path("boot")).env("bulkhead_etc", self.path("etc/bulkhead"));
+        command
+            .env("bulkhead_boot", self.boot.clone().unwrap_or_else(|| self.path("boot")))
+            .env("bulkhead_etc", self.path("etc/bulkhead"));
         let output =
             command.envs(self.variables.iter().map(|(name, value)| (name, value))).output().context("cannot run dash")?;
         let text = String::from_utf8(output.stdout)?;

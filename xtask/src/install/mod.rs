@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError, mpsc::channel},
+    sync::{Mutex, OnceLock, PoisonError, mpsc::channel},
     thread,
     time::{Duration, Instant},
 };
@@ -22,6 +22,7 @@ mod disk;
 mod flow;
 mod lint;
 mod menu;
+mod upgrade;
 mod verdict;
 
 /// On what a test runs.
@@ -39,10 +40,12 @@ type Run = fn(&Assets) -> Result<()>;
 /// Name, where it runs, and what it does. Longest first.
 const TESTS: &[(&str, On, Run)] = &[
     ("bios", On::Qemu, flow::bios),
-    ("uefi", On::Qemu, flow::uefi),
     ("check-vt-x", On::Bochs, verdict::vt_x),
+    ("uefi", On::Qemu, flow::uefi),
     ("check-amd-v", On::Qemu, verdict::amd_v),
     ("check-no-virtualisation", On::Qemu, verdict::none),
+    ("upgrade", On::Host, upgrade::upgrade),
+    ("purge", On::Host, upgrade::purge),
     ("lintian", On::Host, lint::lintian),
     ("shellcheck", On::Host, lint::shellcheck),
     ("manual-pages", On::Host, lint::manual_pages),
@@ -66,6 +69,8 @@ pub struct Assets {
     upgrades: [Products; 2],
     check: PathBuf,
     debian: Option<disk::Debian>,
+    /// The disk with Bulkhead on it, once it is wanted.
+    installed: OnceLock<Result<PathBuf>>,
     /// The default guest's; for guests, and for systems that only run `bulkhead-check`.
     initramfs: Option<Vec<u8>>,
     grub: Option<Grub>,
@@ -143,6 +148,7 @@ impl Plan {
             upgrades: [make(UPGRADES[0])?, make(UPGRADES[1])?],
             check: parts.check().to_owned(),
             debian: if machines { Some(disk::debian(&workspace.cache, consent)?) } else { None },
+            installed: OnceLock::new(),
             initramfs: if machines { Some(default_guest::initramfs(&workspace.cache, None, consent)?) } else { None },
             grub: if any(On::Bochs) { Some(Grub::prepare(&workspace.cache)?) } else { None },
             work: work.to_owned(),
