@@ -8,7 +8,7 @@ use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use spin::Mutex;
 use x86defs::{
-    Hpa,
+    Attention, Hpa,
     msr::{IA32_APIC_BASE, X2APIC_BASE},
 };
 
@@ -141,10 +141,15 @@ pub unsafe fn init(features: &Features) -> Mode {
     XAPIC.store(registers, Ordering::Relaxed);
     trap::set_handler(vectors::SPURIOUS, || {});
     trap::set_handler(vectors::ERROR, error);
-    trap::set_handler(vectors::KICK, end_of_interrupt);
+    trap::set_handler(vectors::KICK, kicked);
     set_up_registers(LVT_NMI);
     percpu::set_boot_apic_id(id());
     mode
+}
+
+fn kicked() {
+    end_of_interrupt();
+    percpu::current().call_attention(Attention::OTHER);
 }
 
 /// Switches a further CPU's local APIC on, in the mode and at the address of the boot CPU's. LINT1 stays masked: the boot CPU reports the

@@ -16,7 +16,7 @@ use crate::{
 };
 use alloc::sync::Arc;
 use core::fmt::Display;
-use x86defs::{CpuidResult, CreateError, Platform, RamRange, Vcpu, VcpuConfig};
+use x86defs::{Attention, CpuidResult, CreateError, Platform, RamRange, Vcpu, VcpuConfig};
 
 /// What the two vendors do each in their way.
 pub trait Vendor: Send + Sync + 'static {
@@ -139,6 +139,10 @@ impl<V: Vendor> Platform for Machine<V> {
     }
     fn set_timer(&self, deadline: Option<u64>) {
         timer::set(deadline);
+    }
+    #[inline]
+    fn take_attention(&self) -> Attention {
+        percpu::current().take_attention()
     }
     fn wait_for_interrupt(&self) {
         cpu::wait_for_interrupt();

@@ -5,7 +5,7 @@ use crate::cpu::{cr, msr, percpu, trap};
 use crate::tsc;
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Once;
-use x86defs::{Rate, msr::IA32_TSC_DEADLINE};
+use x86defs::{Attention, Rate, msr::IA32_TSC_DEADLINE};
 
 /// One CPU's timer.
 #[derive(Debug)]
@@ -133,7 +133,8 @@ fn initial_count(ticks: u64, tsc_to_bus: Rate) -> u32 {
 
 fn interrupt() {
     apic::end_of_interrupt();
-    let state = &percpu::current().timer;
+    let cpu = percpu::current();
+    let state = &cpu.timer;
     let deadline = state.armed.load(Ordering::Relaxed);
     if deadline == 0 {
         // Disarmed when the interrupt was on its way already.
@@ -141,6 +142,7 @@ fn interrupt() {
         program(deadline);
     } else {
         state.armed.store(0, Ordering::Relaxed);
+        cpu.call_attention(Attention::TIMER);
     }
     crate::console::poll();
     trap::report_nmis();

@@ -15,7 +15,7 @@ use crate::{
 use alloc::{boxed::Box, collections::VecDeque, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use devices::sync::Mutex;
-use x86defs::Platform;
+use x86defs::{Duration, Platform, Time};
 
 /// What all CPUs share.
 ///
@@ -57,12 +57,22 @@ pub(crate) struct Leaving {
     pub(crate) id: u32,
     pub(crate) blueprint: Arc<Blueprint>,
     pub(crate) condemned: Arc<AtomicBool>,
+    /// When it is built again, if that has to wait.
+    pub(crate) start_at: Option<Time>,
 }
+
+/// From one start of a guest to the next at least, lest one that ends at once keep the host, and whoever reads its console, busy with that.
+const RESTART_INTERVAL: Duration = Duration::from_millis(100);
 
 impl<P: Platform> Guests<P> {
     fn take_leaving(&mut self, id: u32) -> Option<Leaving> {
         let at = self.leaving.iter().position(|entry| entry.id == id)?;
         Some(self.leaving.remove(at))
+    }
+
+    /// True if a guest waits for being started again.
+    pub(crate) fn is_restarting(&self) -> bool {
+        self.leaving.iter().any(|entry| entry.start_at.is_some())
     }
 
     /// The names that are taken.
@@ -282,7 +292,7 @@ impl<P: Platform> Host<P> {
             End::Crash(_) => blueprint.config.on_crash,
             End::Destroyed => Action::Destroy,
         };
-        let (id, condemned) = (vm.id, vm.condemned.clone());
+        let (id, condemned, began) = (vm.id, vm.condemned.clone(), vm.started);
         {
             let mut guests = self.guests.lock();
             guests.running.retain(|other| other.id != id);
@@ -293,7 +303,7 @@ impl<P: Platform> Host<P> {
                 action = Action::Destroy;
             }
             if action != Action::Preserve {
-                guests.leaving.push(Leaving { id, blueprint: blueprint.clone(), condemned: condemned.clone() });
+                guests.leaving.push(Leaving { id, blueprint: blueprint.clone(), condemned: condemned.clone(), start_at: None });
             }
         }
         let name = &blueprint.config.name;
@@ -320,13 +330,13 @@ impl<P: Platform> Host<P> {
                 // Its memory must be free before the new one takes as much.
                 free(vm);
                 log::always!("guest {name}: restarting ({cause})");
-                self.start_unless(&blueprint, false, Some(id));
+                self.start_again(&blueprint, id, began);
             }
             (Action::RenameRestart, Some(vm)) => {
                 vm.rename();
                 log::always!("guest {name}: kept as {}, restarting", vm.kept_name());
                 self.guests.lock().preserved.push(vm);
-                self.start_unless(&blueprint, false, Some(id));
+                self.start_again(&blueprint, id, began);
             }
             (Action::Preserve, Some(vm)) => {
                 log::always!("guest {name}: preserved");
@@ -334,14 +344,7 @@ impl<P: Platform> Host<P> {
             }
             (Action::Destroy, _) | (_, None) => {}
         }
-        let start_more = {
-            let mut guests = self.guests.lock();
-            guests.building -= 1;
-            guests.running.is_empty() && guests.building == 0 && !guests.waiting.is_empty()
-        };
-        if start_more {
-            self.start_next();
-        }
+        self.start_more();
         if had_focus && self.console.focus().is_none() {
             self.pass_focus();
         }
@@ -349,10 +352,54 @@ impl<P: Platform> Host<P> {
         self.platform.kick(0);
     }
 
+    /// What was building is done: the next guest's turn, if none is left.
+    fn start_more(&self) {
+        let next = {
+            let mut guests = self.guests.lock();
+            guests.building -= 1;
+            guests.running.is_empty() && guests.building == 0 && !guests.is_restarting() && !guests.waiting.is_empty()
+        };
+        if next {
+            self.start_next();
+        }
+    }
+
+    /// Starts a guest again, whose last start was at `began`: now, or when it is time.
+    fn start_again(&self, blueprint: &Arc<Blueprint>, id: u32, began: Time) {
+        let due = began + RESTART_INTERVAL;
+        if self.clock.now(self.platform) >= due {
+            self.start_unless(blueprint, false, Some(id));
+        } else if let Some(entry) = self.guests.lock().leaving.iter_mut().find(|entry| entry.id == id) {
+            entry.start_at = Some(due);
+        }
+    }
+
+    /// Starts the guests again for which it is time. Returns when the next one's time comes.
+    pub(crate) fn start_due(&self, now: Time) -> Option<Time> {
+        loop {
+            let (id, blueprint) = {
+                let mut guests = self.guests.lock();
+                let Some(entry) = guests.leaving.iter_mut().find(|entry| entry.start_at.is_some_and(|due| due <= now)) else {
+                    return guests.leaving.iter().filter_map(|entry| entry.start_at).min();
+                };
+                entry.start_at = None;
+                let next = (entry.id, entry.blueprint.clone());
+                guests.building += 1;
+                next
+            };
+            self.start_unless(&blueprint, false, Some(id));
+            self.start_more();
+        }
+    }
+
     /// Gives the console's input to the first guest that has a console, or else leaves it with the shell.
     fn pass_focus(&self) {
         let next = {
             let guests = self.guests.lock();
+            // It gets the input when it starts.
+            if guests.is_restarting() {
+                return;
+            }
             guests.running.iter().find(|vm| vm.has_console()).cloned()
         };
         match next {
@@ -363,7 +410,11 @@ impl<P: Platform> Host<P> {
     }
 
     fn nobody_left(guests: &Guests<P>) -> bool {
-        guests.started && guests.running.is_empty() && guests.waiting.is_empty() && guests.building == 0
+        guests.started
+            && guests.running.is_empty()
+            && guests.waiting.is_empty()
+            && guests.building == 0
+            && !guests.is_restarting()
     }
 
     /// True once, when the last guest has ended.

@@ -18,6 +18,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod acpi;
+pub mod alarm;
 pub mod board;
 pub mod clock;
 pub mod config;

@@ -1,6 +1,7 @@
 //! The loop of each CPU: timers and console first, then a vCPU until it stops, or sleep.
 
 use crate::{
+    alarm::{Alarm, Deadlines},
     console::{self, Key},
     host::Host,
     options::Options,
@@ -13,7 +14,7 @@ use crate::{
     vm::{End, Vm},
 };
 use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
-use core::{cell::Cell, sync::atomic::Ordering};
+use core::sync::atomic::Ordering;
 use devices::interrupt::CpuSet;
 use x86defs::{Duration, Platform, Time, Vcpu};
 
@@ -54,14 +55,13 @@ const CRASH_LOG_INTERVAL: Duration = Duration::from_millis(1000);
 pub(crate) struct Worker<P: Platform> {
     /// The CPU's number.
     cpu: u32,
-    /// The TSC value that its timer is armed for; `u64::MAX` if none.
-    armed: Cell<u64>,
+    alarm: Alarm,
     seat: Seat<Box<VirtCpu<P>>>,
 }
 
 impl<P: Platform> Worker<P> {
     pub(crate) fn new(cpu: u32) -> Self {
-        Self { cpu, armed: Cell::new(u64::MAX), seat: Seat::default() }
+        Self { cpu, alarm: Alarm::new(), seat: Seat::default() }
     }
 }
 
@@ -103,9 +103,10 @@ impl<P: Platform> Host<P> {
     /// One turn: serve timers and the console, then run a vCPU until it stops, or halt the CPU.
     pub(crate) fn turn(&self, worker: &mut Worker<P>) {
         let now = self.clock.now(self.platform);
-        let mut deadline = self.serve_timers(worker.cpu, now);
+        let mut deadlines = self.serve_timers(worker.cpu, now);
         if worker.cpu == 0 {
-            deadline = earlier(deadline, self.serve_console(now));
+            deadlines.add(self.serve_console(now), None);
+            deadlines.add(self.start_due(now), None);
         }
         // One that sleeps in its CPU is not run.
         if let Some(vcpu) = &worker.seat.task {
@@ -113,11 +114,13 @@ impl<P: Platform> Host<P> {
         }
         match self.next(worker, now, self.clock.now(self.platform)) {
             Step::Run(until) => {
-                self.arm(worker, earlier(deadline, until));
+                deadlines.add(until, None);
+                self.arm(worker, &deadlines);
                 self.run_task(worker);
             }
             Step::Halt(until) => {
-                self.arm(worker, earlier(deadline, until));
+                deadlines.add(until, None);
+                self.arm(worker, &deadlines);
                 // With nothing left to do, the loop has something to say about it.
                 if !(worker.cpu == 0 && self.is_deserted()) {
                     self.platform.wait_for_interrupt();
@@ -128,16 +131,16 @@ impl<P: Platform> Host<P> {
         }
     }
 
-    /// Brings the timers that this CPU sees to up to `now`, and wakes whom they concern. Returns their next deadline.
-    fn serve_timers(&self, cpu: u32, now: Time) -> Option<Time> {
-        let mut next = None;
+    /// Brings the timers that this CPU sees to up to `now`, and wakes whom they concern. Returns their next deadlines.
+    fn serve_timers(&self, cpu: u32, now: Time) -> Deadlines {
+        let mut next = Deadlines::default();
         for vm in &self.guests.lock().running {
             if vm.is_home(cpu) {
                 let due = |vm: &Vm<P>| vm.board.deadline();
                 if due(vm).is_some_and(|deadline| deadline <= now) {
                     vm.board.advance(now);
                 }
-                next = earlier(next, due(vm));
+                next.add(due(vm), None);
             }
             let mut woken = vm.board.router.take_woken();
             for (index, apic) in vm.board.router.apics().iter().enumerate() {
@@ -147,7 +150,7 @@ impl<P: Platform> Host<P> {
                 if apic.deadline().is_some_and(|deadline| deadline <= now) && apic.advance(now) {
                     woken.insert(index);
                 }
-                next = earlier(next, apic.deadline());
+                next.add(apic.deadline(), Some(TaskId { vm: vm.id, vcpu: index as u32 }));
             }
             self.wake(vm, woken, cpu, None);
         }
@@ -181,7 +184,7 @@ impl<P: Platform> Host<P> {
         let Some(mut vcpu) = worker.seat.task.take() else { return };
         let (cpu, id) = (worker.cpu, TaskId { vm: vcpu.vm.id, vcpu: vcpu.id });
         let wake = |vm: &Vm<P>, set: CpuSet| self.wake(vm, set, cpu, Some(id));
-        let cx = Context { platform: self.platform, clock: self.clock, cpu, armed: &worker.armed, wake: &wake };
+        let cx = Context { platform: self.platform, clock: self.clock, cpu, alarm: &worker.alarm, wake: &wake };
         self.log_if_asked(&vcpu);
         let stop = vcpu.run(&cx);
         vcpu.vm.note(vcpu.id, vcpu.stats.exits, vcpu.is_offline());
@@ -235,10 +238,11 @@ impl<P: Platform> Host<P> {
     }
 
     /// Arms the CPU's timer, or disarms it.
-    fn arm(&self, worker: &Worker<P>, deadline: Option<Time>) {
-        let tsc = deadline.map(|time| self.clock.tsc_at(time));
-        worker.armed.set(tsc.unwrap_or(u64::MAX));
-        self.platform.set_timer(tsc);
+    fn arm(&self, worker: &Worker<P>, deadlines: &Deadlines) {
+        let tsc = |deadline: Option<Time>| deadline.map(|time| self.clock.tsc_at(time));
+        let task = worker.seat.task.as_ref().map(|vcpu| TaskId { vm: vcpu.vm.id, vcpu: vcpu.id });
+        let own = worker.seat.task.as_ref().and_then(|vcpu| vcpu.apic.deadline());
+        self.platform.set_timer(worker.alarm.set(tsc(deadlines.without(task)), tsc(own)));
     }
 
     /// Passes on what was typed, and what guests and shell have to show. Returns when to look again, if something has to wait.
@@ -251,7 +255,7 @@ impl<P: Platform> Host<P> {
         let mut waiting = false;
         let guests = self.guests.lock();
         // Between the end of the guest that had the input and another one's getting it, the shell keeps quiet.
-        let passing = self.console.follows() && guests.running.iter().any(|vm| vm.has_console());
+        let passing = self.console.follows() && (guests.is_restarting() || guests.running.iter().any(|vm| vm.has_console()));
         for vm in &guests.running {
             vm.pump_input(now);
             vm.pump_output(self.platform);
@@ -292,13 +296,6 @@ impl<P: Platform> Host<P> {
             }
             Key::Switched(guest) => console::announce(guest.and_then(find).map(|vm| vm.name())),
         }
-    }
-}
-
-fn earlier(a: Option<Time>, b: Option<Time>) -> Option<Time> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
     }
 }
 

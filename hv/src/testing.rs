@@ -4,8 +4,8 @@ use alloc::{collections::VecDeque, sync::Arc, vec, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Mutex;
 use x86defs::{
-    CpuidResult, Cr0, Cr4, CreateError, Efer, Exception, Exit, Gpa, Gprs, GuestMemory, OutsideRam, Owner, Platform, RamRange,
-    Resume, Rflags, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuConfig, VcpuState, Width, paging::PagingContext,
+    Attention, CpuidResult, Cr0, Cr4, CreateError, Efer, Exception, Exit, Gpa, Gprs, GuestMemory, OutsideRam, Owner, Platform,
+    RamRange, Resume, Rflags, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuConfig, VcpuState, Width, paging::PagingContext,
 };
 
 /// RAM in host memory.
@@ -251,6 +251,8 @@ pub struct FakePlatform {
     pub input: Mutex<VecDeque<u8>>,
     /// Scripts for the vCPUs to come.
     pub scripts: Mutex<VecDeque<Vec<Exit>>>,
+    /// What the host interrupts to come will have brought; after that, something that is not the timer each.
+    pub attention: Mutex<VecDeque<Attention>>,
     /// Something will end a halt, timer or not.
     pub interrupted: AtomicBool,
     /// CPUID's vendor is AMD, not Intel.
@@ -272,6 +274,7 @@ impl FakePlatform {
             room: AtomicUsize::new(usize::MAX),
             input: Mutex::default(),
             scripts: Mutex::default(),
+            attention: Mutex::default(),
             interrupted: AtomicBool::new(false),
             amd: false,
         }
@@ -325,6 +328,9 @@ impl Platform for FakePlatform {
     }
     fn set_timer(&self, deadline: Option<u64>) {
         self.timer.store(deadline.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+    fn take_attention(&self) -> Attention {
+        self.attention.lock().unwrap().pop_front().unwrap_or(Attention::OTHER)
     }
     fn wait_for_interrupt(&self) {
         let deadline = self.timer.load(Ordering::Relaxed);

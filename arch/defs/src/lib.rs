@@ -25,7 +25,7 @@ pub use cpuid::CpuidResult;
 pub use exception::{Exception, vector};
 pub use exit::{Access, ControlRegister, EntryFailure, Exit, Resume, TaskSwitch, TaskSwitchReason, Width};
 pub use memory::{GuestMemory, GuestMemoryExt, OutsideRam, RamRange};
-pub use platform::{CreateError, Platform, VcpuConfig, VirtFeature};
+pub use platform::{Attention, CreateError, Platform, VcpuConfig, VirtFeature};
 pub use regs::{Cr0, Cr4, DescriptorTable, Efer, Gpr, Gprs, Rflags, Segment, SegmentAttributes, SegmentRegister};
 pub use time::{Duration, Rate, Time, TimeSource};
 pub use vcpu::{Owner, UnknownMsr, Vcpu, VcpuState};

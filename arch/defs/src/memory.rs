@@ -39,6 +39,11 @@ pub trait GuestMemory: Send + Sync {
     fn read_entry(&self, gpa: Gpa) -> Option<u64> {
         self.read_u64(gpa).ok()
     }
+    /// True if each of these entries of page tables, at multiples of eight, holds what is said of it; may be false if that takes long to find out.
+    #[inline]
+    fn entries_hold(&self, entries: &[(Gpa, u64); 4]) -> bool {
+        entries.iter().all(|&(at, held)| self.read_entry(at) == Some(held))
+    }
     /// Sixteen bytes within one page; `None` if they are not RAM. For instructions.
     #[inline]
     fn read_block(&self, gpa: Gpa) -> Option<[u8; 16]> {

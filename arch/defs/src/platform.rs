@@ -38,6 +38,17 @@ pub struct VcpuConfig {
     pub apic_page: Option<Hpa>,
 }
 
+bitflags::bitflags! {
+    /// What interrupts of the host may have brought that the software above has to look at.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Attention: u8 {
+        /// The timer has reached the deadline that it was armed for, and is disarmed.
+        const TIMER = 1 << 0;
+        /// A kick, or something typed on the console.
+        const OTHER = 1 << 1;
+    }
+}
+
 /// The machine below the hypervisor.
 pub trait Platform: Sync + 'static {
     type Vcpu: Vcpu;
@@ -63,6 +74,8 @@ pub trait Platform: Sync + 'static {
     fn wall_clock_ms(&self, tsc: u64) -> u64;
     /// Arms this CPU's timer for an absolute TSC value (an interrupt comes at or soon after it), or disarms it. A deadline in the past fires at once.
     fn set_timer(&self, deadline: Option<u64>);
+    /// What has come to this CPU since it was last asked. Only at an exit or after a sleep is it of use: interrupts are served then.
+    fn take_attention(&self) -> Attention;
     /// Halts this CPU until the next interrupt has been served. Atomic: an interrupt that is pending already ends it at once.
     fn wait_for_interrupt(&self);
 

@@ -10,8 +10,9 @@ pub mod vga;
 
 use crate::acpi::InterruptOverride;
 use crate::apic::{self, vectors};
-use crate::cpu::{relax, trap};
+use crate::cpu::{percpu, relax, trap};
 use crate::mm::{self, direct, table::MemoryType};
+use crate::smp;
 use alloc::{vec, vec::Vec};
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ use serial::{NoUart, Ports, SerialConfig, Uart};
 use spin::{Mutex, MutexGuard};
 use terminal::{Screen as _, Terminal};
 use vga::VgaText;
-use x86defs::Hpa;
+use x86defs::{Attention, Hpa};
 
 /// Writes up to this long are taken whole or not at all.
 const WHOLE: usize = 4096;
@@ -48,6 +49,7 @@ impl HostKeyboard {
                 input.push(byte);
             }
         });
+        announce(&input);
     }
 }
 
@@ -189,6 +191,20 @@ fn service(output: &mut Output, only_polled: bool) {
     for port in output.active().filter(|p| !only_polled || p.uart.polled()) {
         port.uart.service(&mut input);
         INPUT_WAITS.fetch_or(port.uart.paused(), Ordering::Relaxed);
+    }
+    announce(&input);
+}
+
+/// Tells CPU 0, which reads what was typed, that there is something.
+fn announce(input: &Ring<RECEIVE_RING>) {
+    if input.is_empty() {
+        return;
+    }
+    let cpu = percpu::current();
+    if cpu.number() == 0 {
+        cpu.call_attention(Attention::OTHER);
+    } else {
+        smp::kick(0);
     }
 }
 

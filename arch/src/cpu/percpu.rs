@@ -12,9 +12,12 @@ use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::ops::Deref;
 use core::ptr::null_mut;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use spin::Once;
-use x86defs::msr::{IA32_GS_BASE, IA32_KERNEL_GS_BASE};
+use x86defs::{
+    Attention,
+    msr::{IA32_GS_BASE, IA32_KERNEL_GS_BASE},
+};
 
 /// So many CPUs can be used.
 pub const MAX_CPUS: usize = 256;
@@ -32,6 +35,8 @@ pub struct PerCpu {
     pub timer: TimerState,
     /// What other CPUs want done here.
     pub mailbox: Mailbox,
+    /// Of type [`Attention`]. Only the CPU itself, with interrupts disabled, reads and writes it.
+    attention: AtomicU8,
     /// It has stopped for good.
     pub stopped: AtomicBool,
     stacks: Once<Stacks>,
@@ -63,6 +68,7 @@ impl PerCpu {
             nmis: AtomicU64::new(0),
             timer: TimerState::new(),
             mailbox: Mailbox::new(),
+            attention: AtomicU8::new(0),
             stopped: AtomicBool::new(false),
             stacks: Once::new(),
             tables: UnsafeCell::new(Tables { gdt: Gdt::new(), tss: TaskState::new() }),
@@ -81,6 +87,20 @@ impl PerCpu {
     #[must_use]
     pub fn apic_id(&self) -> u32 {
         self.apic_id.load(Ordering::Relaxed)
+    }
+
+    /// Remembers that an interrupt of the running CPU's has brought something. NMIs cannot.
+    #[inline]
+    pub fn call_attention(&self, what: Attention) {
+        self.attention.store(self.attention.load(Ordering::Relaxed) | what.bits(), Ordering::Relaxed);
+    }
+
+    /// What the running CPU's interrupts have brought since this was last called.
+    #[inline]
+    pub fn take_attention(&self) -> Attention {
+        let attention = self.attention.load(Ordering::Relaxed);
+        self.attention.store(0, Ordering::Relaxed);
+        Attention::from_bits_retain(attention)
     }
 
     /// Its stacks, once it has some.

@@ -480,6 +480,17 @@ impl<B: Backing> GuestMemory for GuestRam<B> {
     }
 
     #[inline(always)]
+    fn entries_hold(&self, entries: &[(Gpa, u64); 4]) -> bool {
+        let (Chunk { gpa, size, .. }, base) = (self.largest, self.backing.to_virt(self.largest.hpa).cast_const());
+        entries.iter().all(|&(at, held)| {
+            // Chunks are whole pages, so where an aligned entry begins, there is all of it.
+            let offset = (at.0 & !7).wrapping_sub(gpa.0);
+            // SAFETY: eight bytes of this guest's RAM, by what is checked before.
+            offset < size && unsafe { load(base.add(offset as usize).cast::<u64>()) } == held
+        })
+    }
+
+    #[inline(always)]
     fn read_block(&self, gpa: Gpa) -> Option<[u8; 16]> {
         let from = self.place(gpa, 16)?.cast::<u64>();
         // SAFETY: sixteen bytes of this guest's RAM.

@@ -26,7 +26,7 @@ impl<P: Platform> VirtCpu<P> {
     pub(super) fn msr_write(&mut self, cx: &Context<'_, P>, index: u32, value: u64) {
         match self.apic.quick_msr_write(cx, index, value) {
             Some(QuickEffect::None) => {}
-            Some(QuickEffect::Timer) => cx.arm(self.apic.deadline()),
+            Some(QuickEffect::Timer) => cx.arm_own(self.apic.deadline()),
             Some(QuickEffect::Eoi(vector)) => self.outer_effect(cx, Effect::Eoi { vector }),
             None => return self.other_msr_write(cx, index, value),
         }
@@ -69,7 +69,7 @@ impl<P: Platform> VirtCpu<P> {
     fn apic_effect(&self, cx: &Context<'_, P>, effect: Effect) {
         match effect {
             Effect::None => {}
-            Effect::Timer => cx.arm(self.apic.deadline()),
+            Effect::Timer => cx.arm_own(self.apic.deadline()),
             effect => self.outer_effect(cx, effect),
         }
     }

@@ -16,7 +16,7 @@ mod smp_tests;
 #[cfg(test)]
 mod tests;
 
-use crate::{clock::Clock, vm::Vm};
+use crate::{alarm::Alarm, clock::Clock, vm::Vm};
 use alloc::{boxed::Box, sync::Arc};
 use core::fmt;
 use devices::{interrupt::CpuSet, lapic::LocalApic};
@@ -111,8 +111,7 @@ pub struct Context<'a, P: Platform> {
     pub clock: Clock,
     /// This CPU's number.
     pub cpu: u32,
-    /// The host TSC value this CPU's timer is armed for; `u64::MAX` if none.
-    pub armed: &'a core::cell::Cell<u64>,
+    pub alarm: &'a Alarm,
     /// Tells vCPUs of the guest that there is something new for them.
     pub wake: &'a dyn Fn(&Vm<P>, CpuSet),
 }
@@ -125,12 +124,21 @@ impl<P: Platform> TimeSource for Context<'_, P> {
 }
 
 impl<P: Platform> Context<'_, P> {
-    /// Sees to it that this CPU's timer fires at `deadline` or before.
+    /// Sees to it that this CPU's timer fires at a device's `deadline` or before.
     pub fn arm(&self, deadline: Option<Time>) {
         if let Some(time) = deadline {
             let tsc = self.clock.tsc_at(time);
-            if tsc < self.armed.get() {
-                self.armed.set(tsc);
+            if self.alarm.add_other(tsc) {
+                self.platform.set_timer(Some(tsc));
+            }
+        }
+    }
+
+    /// The same for the deadline of the running vCPU's local APIC.
+    pub fn arm_own(&self, deadline: Option<Time>) {
+        if let Some(time) = deadline {
+            let tsc = self.clock.tsc_at(time);
+            if self.alarm.add_own(tsc) {
                 self.platform.set_timer(Some(tsc));
             }
         }

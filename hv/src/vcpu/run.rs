@@ -3,7 +3,7 @@
 use super::{Activity, Context, CpuidContext, CrashReason, VirtCpu, control, msr::control_state};
 use crate::vm::End;
 use devices::lapic::{Pending, Startup};
-use x86defs::{ControlRegister, Exception, Exit, Owner, Platform, Resume, Vcpu, VcpuState};
+use x86defs::{Attention, ControlRegister, Exception, Exit, Owner, Platform, Resume, Vcpu, VcpuState};
 
 /// Why a vCPU stopped running for now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,12 +88,30 @@ impl<P: Platform> VirtCpu<P> {
             Exit::Rdtsc => self.hw.complete(Resume::Tsc(cx.platform.tsc().wrapping_add(self.msrs.tsc_offset()))),
             Exit::Exception(exception) => self.fault(exception),
             Exit::InterruptWindow | Exit::NmiWindow => {}
-            Exit::HostInterrupt | Exit::HostNmi => return Err(Stop::Preempted),
+            Exit::HostInterrupt => return self.host_interrupt(cx),
+            Exit::HostNmi => return Err(Stop::Preempted),
             Exit::TaskSwitch(_) => return Err(Stop::Crash(CrashReason::TaskSwitch)),
             Exit::TripleFault => return Err(Stop::Crash(CrashReason::TripleFault)),
             Exit::Unknown { code, info } => return Err(Stop::Crash(CrashReason::UnknownExit { code, info })),
             Exit::EntryFailed(failure) => return Err(Stop::Crash(CrashReason::EntryFailed(failure))),
         }
+        Ok(())
+    }
+
+    /// A host interrupt, served already. Most often it was the timer for the vCPU's own local APIC, or nothing that concerns anybody here.
+    #[inline(never)]
+    fn host_interrupt(&mut self, cx: &Context<'_, P>) -> Result<(), Stop> {
+        let attention = cx.platform.take_attention();
+        if attention.is_empty() {
+            return Ok(());
+        }
+        let tsc = cx.platform.tsc();
+        if attention != Attention::TIMER || cx.alarm.is_for_others(tsc) {
+            return Err(Stop::Preempted);
+        }
+        self.apic.advance(cx.clock.at(tsc));
+        let next = self.apic.deadline().map(|deadline| cx.clock.tsc_at(deadline));
+        cx.platform.set_timer(cx.alarm.set_own(next));
         Ok(())
     }
 
@@ -293,7 +311,7 @@ impl<P: Platform> VirtCpu<P> {
         if board.take_timers_changed() {
             self.vm.set_home(cx.cpu);
             cx.arm(board.deadline());
-            cx.arm(self.apic.deadline());
+            cx.arm_own(self.apic.deadline());
         }
         self.wake_others(cx);
         if !board.has_events() {

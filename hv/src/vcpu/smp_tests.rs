@@ -2,6 +2,7 @@
 
 use super::{Activity, Context, Stop, VirtCpu};
 use crate::{
+    alarm::Alarm,
     clock::Clock,
     config,
     console::Console,
@@ -11,10 +12,7 @@ use crate::{
     vm::{Blueprint, End, Vm},
 };
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
-use core::{
-    cell::{Cell, RefCell},
-    sync::atomic::Ordering,
-};
+use core::{cell::RefCell, sync::atomic::Ordering};
 use devices::{interrupt::CpuSet, lapic::Trigger};
 use x86defs::{Cr0, Exit, Gpa, Gpr, GuestMemoryExt, Resume, Vcpu, VcpuState, msr};
 
@@ -31,7 +29,7 @@ struct Rig {
     platform: &'static FakePlatform,
     clock: Clock,
     vcpus: Vec<VirtCpu<FakePlatform>>,
-    armed: Cell<u64>,
+    alarm: Alarm,
     /// Who was told, in order.
     woken: RefCell<Vec<CpuSet>>,
 }
@@ -60,13 +58,13 @@ impl Rig {
         for vcpu in &vcpus {
             vcpu.apic.set_base_msr(vcpu.apic.base_msr() | 1 << 10, 40).unwrap();
         }
-        Self { platform, clock, vcpus, armed: Cell::new(u64::MAX), woken: RefCell::default() }
+        Self { platform, clock, vcpus, alarm: Alarm::new(), woken: RefCell::default() }
     }
 
     fn with<R>(&mut self, index: usize, f: impl FnOnce(&mut VirtCpu<FakePlatform>, &Context<'_, FakePlatform>) -> R) -> R {
         let woken = &self.woken;
         let wake = |_: &Vm<FakePlatform>, set| woken.borrow_mut().push(set);
-        let cx = Context { platform: self.platform, clock: self.clock, cpu: 0, armed: &self.armed, wake: &wake };
+        let cx = Context { platform: self.platform, clock: self.clock, cpu: 0, alarm: &self.alarm, wake: &wake };
         f(&mut self.vcpus[index], &cx)
     }
 

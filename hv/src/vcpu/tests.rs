@@ -2,6 +2,7 @@
 
 use super::{Activity, Context, CrashReason, Stop, VirtCpu};
 use crate::{
+    alarm::Alarm,
     clock::Clock,
     config,
     console::Console,
@@ -10,9 +11,11 @@ use crate::{
     vm::{Blueprint, End, Vm},
 };
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
-use core::{cell::Cell, sync::atomic::Ordering};
+use core::sync::atomic::Ordering;
 use devices::interrupt::Trigger;
-use x86defs::{Access, ControlRegister, Exception, Exit, Gpa, Gpr, GuestMemory, GuestMemoryExt, Resume, Rflags, Vcpu, Width};
+use x86defs::{
+    Access, Attention, ControlRegister, Exception, Exit, Gpa, Gpr, GuestMemory, GuestMemoryExt, Resume, Rflags, Vcpu, Width,
+};
 
 /// A multiboot1 image by the a.out kludge: header at the start, loaded to 1 MiB.
 fn kernel() -> &'static [u8] {
@@ -27,7 +30,7 @@ struct Rig {
     platform: &'static FakePlatform,
     vcpu: VirtCpu<FakePlatform>,
     clock: Clock,
-    armed: Cell<u64>,
+    alarm: Alarm,
 }
 
 impl Rig {
@@ -42,11 +45,11 @@ impl Rig {
         let (_, mut vcpus) = Vm::build(platform, &clock, &Arc::new(Console::default()), &blueprint, 1).unwrap();
         let mut vcpu = vcpus.remove(0);
         vcpu.hw.state.rflags |= Rflags::IF.bits();
-        Self { platform, vcpu, clock, armed: Cell::new(u64::MAX) }
+        Self { platform, vcpu, clock, alarm: Alarm::new() }
     }
 
     fn run(&mut self) -> Stop {
-        let cx = Context { platform: self.platform, clock: self.clock, cpu: 0, armed: &self.armed, wake: &|_, _| {} };
+        let cx = Context { platform: self.platform, clock: self.clock, cpu: 0, alarm: &self.alarm, wake: &|_, _| {} };
         self.vcpu.run(&cx)
     }
 
@@ -64,7 +67,7 @@ impl Rig {
     }
 
     fn write_msr(&mut self, index: u32, value: u64) {
-        let cx = Context { platform: self.platform, clock: self.clock, cpu: 0, armed: &self.armed, wake: &|_, _| {} };
+        let cx = Context { platform: self.platform, clock: self.clock, cpu: 0, alarm: &self.alarm, wake: &|_, _| {} };
         self.vcpu.msr_write(&cx, index, value);
         assert_eq!(self.vcpu.hw.resumes.last(), Some(&Resume::Advance));
     }
@@ -247,4 +250,35 @@ fn serial_output_reaches_the_console() {
 fn guest_memory_is_all_there() {
     let rig = Rig::new(&[]);
     assert_eq!(rig.vcpu.vm.memory.size(), (4 << 20) - (128 << 10));
+}
+
+#[test]
+fn a_host_interrupt_stops_the_vcpu_only_for_others() {
+    let mut rig = Rig::new(&[
+        Exit::HostInterrupt,
+        Exit::HostInterrupt,
+        Exit::HostInterrupt,
+        Exit::HostInterrupt,
+        Exit::HostInterrupt,
+        Exit::HostNmi,
+    ]);
+    let attention = |what: &[Attention]| rig.platform.attention.lock().unwrap().extend(what);
+    rig.enable_apic();
+    rig.write_msr(0x83e, 0b1011);
+    rig.write_msr(0x832, 0x40);
+    rig.write_msr(0x838, 5000);
+    assert!((6000..6010).contains(&rig.platform.timer.load(Ordering::Relaxed)));
+    // Nothing; then the local APIC's timer, which is served at once, and interrupts the guest; a kick; both; the timer, for somebody else.
+    attention(&[Attention::empty(), Attention::TIMER, Attention::OTHER, Attention::all(), Attention::TIMER]);
+    rig.alarm.add_other(9000);
+    rig.platform.tsc.store(6010, Ordering::Relaxed);
+    assert_eq!(rig.run(), Stop::Preempted);
+    assert_eq!(rig.vcpu.stats.exits, 3);
+    assert_eq!(rig.vcpu.hw.interrupts, [0x40]);
+    assert_eq!(rig.platform.timer.load(Ordering::Relaxed), 9000, "for what comes next");
+    assert_eq!(rig.run(), Stop::Preempted);
+    rig.platform.tsc.store(9000, Ordering::Relaxed);
+    assert_eq!(rig.run(), Stop::Preempted);
+    assert_eq!(rig.run(), Stop::Preempted, "an NMI");
+    assert_eq!(rig.vcpu.stats.exits, 6);
 }

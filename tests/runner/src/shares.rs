@@ -54,17 +54,7 @@ pub const SHARES: &[ShareTest] = &[
         marks: 8,
         workers: &[worker(256, 25, 1), worker(256, 0, 3)],
         tolerance: 2,
-        on: &[Platform::SvmIcount],
-    },
-    ShareTest {
-        name: "shares-cap",
-        cpus: 1,
-        ms: 1200,
-        marks: 8,
-        workers: &[worker(256, 25, 1), worker(256, 0, 3)],
-        // A cap counts the time in the guest. That of the exits, which are many where turns have to be limited, is what the other one lacks.
-        tolerance: 6,
-        on: &[Platform::VmxBochs],
+        on: EMULATORS,
     },
     ShareTest {
         name: "shares-equal",

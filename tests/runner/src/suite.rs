@@ -650,7 +650,7 @@ mod tests {
     fn plans_hold_what_was_asked_for() {
         let all = Plan::new(&Platform::ALL, "");
         for name in [
-            "svm/qemu/nmi",
+            "svm/icount/nmi",
             "vmx/bochs/nmi",
             "svm/bochs/nmi",
             "svm/qemu/refused-unknown-key",
