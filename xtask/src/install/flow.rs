@@ -133,7 +133,7 @@ impl Visit {
     }
 
     fn leave(&mut self, how: &str) -> Result<()> {
-        self.dialogue.send(&format!("leave {how}\n"))
+        self.dialogue.send(&format!("/usr/local/sbin/leave {how}\n"))
     }
 
     /// On the machine as it was before.
