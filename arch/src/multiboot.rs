@@ -3,6 +3,7 @@
 use crate::console::framebuffer::{Field, Layout};
 use crate::mm::frames::Range;
 use crate::symbols::Symbols;
+use alloc::{borrow::Cow, string::String};
 
 /// What EAX holds when a multiboot2 loader enters the image.
 pub const MAGIC: u32 = 0x36d7_6289;
@@ -258,13 +259,31 @@ impl Sections<'_> {
 }
 
 /// Splits a module's command line into its name (the first word) and the rest.
+///
+/// GRUB puts a word with blanks in double quotes, and a backslash before quotes and backslashes in any word; but it leaves alone what looks like
+/// `\xHH` (GRUB 2.06, `grub_create_loader_cmdline`). The name is what GRUB was given.
 #[must_use]
-pub fn split_name(command_line: &str) -> (&str, &str) {
+pub fn split_name(command_line: &str) -> (Cow<'_, str>, &str) {
     let line = command_line.trim_ascii();
-    match line.split_once(|c: char| c.is_ascii_whitespace()) {
-        Some((name, rest)) => (name, rest.trim_ascii_start()),
-        None => (line, ""),
+    let mut name = String::new();
+    let mut quoted = false;
+    let mut rest = line;
+    while let Some(c) = rest.chars().next().filter(|c| quoted || !c.is_ascii_whitespace()) {
+        rest = &rest[c.len_utf8()..];
+        match (c, rest.as_bytes()) {
+            ('"', _) => quoted = !quoted,
+            ('\\', [b'x', a, b, ..]) if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => name.push(c),
+            ('\\', _) => {
+                let escaped = rest.chars().next();
+                rest = &rest[escaped.map_or(0, char::len_utf8)..];
+                name.push(escaped.unwrap_or(c));
+            }
+            _ => name.push(c),
+        }
     }
+    let word = &line[..line.len() - rest.len()];
+    let name = if name == word { Cow::Borrowed(word) } else { Cow::Owned(name) };
+    (name, rest.trim_ascii_start())
 }
 
 #[cfg(test)]
@@ -305,8 +324,27 @@ mod tests {
         assert_eq!(modules.len(), 2);
         assert_eq!(modules[0], Module { range: Range::new(0x1000, 0x3000), command_line: "guest.cfg" });
         assert_eq!(modules[1].command_line, "linux ");
-        assert_eq!(split_name("  linux  a b "), ("linux", "a b"));
-        assert_eq!(split_name(""), ("", ""));
+    }
+
+    #[test]
+    fn module_names_as_grub_writes_them() {
+        for (line, name, rest) in [
+            ("  linux  a b ", "linux", "a b"),
+            ("", "", ""),
+            (r#""/srv/my guests/a.cfg" a "b c""#, "/srv/my guests/a.cfg", r#"a "b c""#),
+            (r#""it\'s a \"test\"" x"#, r#"it's a "test""#, "x"),
+            (r"back\\slash", r"back\slash", ""),
+            (r"a\x20b", r"a\x20b", ""),
+            (r"a\\xyz", r"a\xyz", ""),
+            ("caf\u{e9} x", "caf\u{e9}", "x"),
+            // Not GRUB's doing.
+            (r#""open end"#, "open end", ""),
+            (r"end\", r"end\", ""),
+        ] {
+            let found = split_name(line);
+            assert_eq!((found.0.as_ref(), found.1), (name, rest), "{line}");
+        }
+        assert!(matches!(split_name("plain x").0, Cow::Borrowed(_)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::options::{self, CrashTest, Parsed};
 use crate::{HEAP, image, report};
-use alloc::{boxed::Box, vec::Vec};
+use alloc::{borrow::Cow, boxed::Box, string::String, vec::Vec};
 use arch::cpu::{features, stack, trap};
 use arch::mm::{self, direct, frames, frames::Range};
 use arch::multiboot::{self, BootInformation, MemoryKind};
@@ -228,6 +228,10 @@ fn modules(information: BootInformation<'static>) -> &'static [hv::Module] {
         .modules()
         .map(|module| {
             let (name, args) = multiboot::split_name(module.command_line);
+            let name = match name {
+                Cow::Borrowed(name) => name,
+                Cow::Owned(name) => String::leak(name),
+            };
             // SAFETY: the module's memory is reserved, and nobody writes it.
             hv::Module { name, args, data: unsafe { view(module.range) } }
         })

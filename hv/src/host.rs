@@ -112,6 +112,10 @@ impl<P: Platform> Host<P> {
 
     /// Every module whose name ends in `.cfg` configures a guest. A bad one is refused by name; the others go on.
     pub(crate) fn read_configs(&self) {
+        if self.options.autostart == Autostart::None {
+            log::always!("no guest is started by itself (autostart=none)");
+            return;
+        }
         for module in self.modules.iter().filter(|m| m.name.ends_with(".cfg")) {
             if let Some(blueprint) = self.check(module) {
                 self.guests.lock().waiting.push_back(blueprint);

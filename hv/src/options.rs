@@ -178,6 +178,8 @@ pub enum Autostart {
     Parallel,
     /// Each when the one before it has ended.
     Sequential,
+    /// None does before the operator says so.
+    None,
 }
 
 /// What to do when no guest is left. Bulkhead's own option.
@@ -316,7 +318,8 @@ impl Options {
                 self.autostart = match given.text() {
                     "parallel" => Autostart::Parallel,
                     "sequential" => Autostart::Sequential,
-                    _ => return Err(Refusal::Bad("parallel or sequential")),
+                    "none" => Autostart::None,
+                    _ => return Err(Refusal::Bad("parallel, sequential or none")),
                 }
             }
             "on_last_guest" => {
@@ -610,7 +613,7 @@ mod tests {
                 "console_timestamps=utc",
                 "option console_timestamps: bad value \"utc\", expected none, date, datems, boot or raw; ignored",
             ),
-            ("autostart=no", "option autostart: bad value \"no\", expected parallel or sequential; ignored"),
+            ("autostart=no", "option autostart: bad value \"no\", expected parallel, sequential or none; ignored"),
             ("on_last_guest=halt", "option on_last_guest: bad value \"halt\", expected stay, poweroff or reboot; ignored"),
             (
                 "com1=115200,9n1",

@@ -205,6 +205,18 @@ fn sequential_start_waits_for_the_end() {
 }
 
 #[test]
+fn without_autostart_the_operator_starts_guests() {
+    let modules = alloc::vec![kernel(), config("a", ""), config("b", "")];
+    let mut host = host("autostart=none", modules, &[&[Exit::HostInterrupt; 9]]);
+    assert_eq!(names(&host), [""; 0]);
+    host.turn();
+    host.host.platform.input.lock().unwrap().extend(*b"create b.cfg\r");
+    host.turn();
+    host.turn();
+    assert_eq!(names(&host), ["b"]);
+}
+
+#[test]
 fn preserve_keeps_the_memory_and_frees_the_cpu() {
     let modules = alloc::vec![kernel(), config("a", "on_crash = \"preserve\"\n")];
     let mut host = host("", modules, &[&[Exit::TripleFault]]);

@@ -19,7 +19,7 @@ use core::{
 };
 use devices::{debugcon::LineBuffer, lapic::LocalApic};
 use spin::Mutex;
-use x86defs::{GuestMemoryExt, Platform, Time, Vcpu, VcpuConfig, Width};
+use x86defs::{GuestMemory, GuestMemoryExt, Platform, Time, Vcpu, VcpuConfig, VcpuState, Width};
 
 /// How a guest ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,6 +79,27 @@ impl Blueprint {
             return Err(config.error(Key::IsaDebugExit, Reason::PortInUse { port }));
         }
         Ok(Self { config, kernel, ramdisk })
+    }
+
+    /// Puts the kernel and what belongs to it into the guest's RAM, and gives the state in which the boot processor enters it.
+    ///
+    /// # Errors
+    /// Something does not fit, or the kernel is damaged.
+    pub fn load<M: GuestMemory + ?Sized>(&self, memory: &M) -> Result<VcpuState, ConfigError> {
+        let load = |error: loader::LoadError| self.config.error(error.key(), Reason::Load(error));
+        let tables = acpi::build(&acpi::AcpiInput {
+            vcpus: self.config.vcpus,
+            coms: core::array::from_fn(|n| n == 0 || has_port(&self.config, n)),
+            hpet: self.config.hpet,
+        });
+        tables.write_to(memory).map_err(|outside| load(outside.into()))?;
+        let request = LoadRequest {
+            kernel: self.kernel,
+            ramdisk: self.ramdisk.map(|data| Ramdisk { name: self.config.ramdisk.as_deref().unwrap_or_default(), data }),
+            cmdline: &self.config.cmdline,
+            rsdp: tables.rsdp,
+        };
+        loader::load(memory, &request).map_err(load)
     }
 }
 
@@ -146,23 +167,10 @@ impl<P: Platform> Vm<P> {
     ) -> Result<(Arc<Self>, Vec<VirtCpu<P>>), ConfigError> {
         let config = &blueprint.config;
         let create = |error| config.error(Key::Memory, Reason::Create(error));
-        let load = |error: loader::LoadError| config.error(error.key(), Reason::Load(error));
 
         let ranges = layout::ram_ranges(config.memory);
         let memory = Arc::new(platform.create_memory(&ranges).map_err(create)?);
-        let tables = acpi::build(&acpi::AcpiInput {
-            vcpus: config.vcpus,
-            coms: core::array::from_fn(|n| n == 0 || has_port(config, n)),
-            hpet: config.hpet,
-        });
-        tables.write_to(&*memory).map_err(|outside| load(outside.into()))?;
-        let request = LoadRequest {
-            kernel: blueprint.kernel,
-            ramdisk: blueprint.ramdisk.map(|data| Ramdisk { name: config.ramdisk.as_deref().unwrap_or_default(), data }),
-            cmdline: &config.cmdline,
-            rsdp: tables.rsdp,
-        };
-        let entry = loader::load(&*memory, &request).map_err(load)?;
+        let entry = blueprint.load(&*memory)?;
 
         let apics: Vec<Arc<LocalApic>> = (0..config.vcpus).map(|n| Arc::new(LocalApic::new(n, n == 0))).collect();
         let now = clock.now(platform);

@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub fn run(workspace: &Workspace, consent: Consent) -> Result<u8> {
-    tools::need_bare_target()?;
+    tools::need_target(BARE_TARGET)?;
     let mut failed = Vec::new();
     let mut step = |name: &'static str, result: Result<()>| {
         say(format_args!("{:<4} {name}", if result.is_ok() { "ok" } else { "FAIL" }));

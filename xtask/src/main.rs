@@ -11,6 +11,8 @@ mod ci;
 mod conformance;
 mod debian;
 mod fuzz;
+mod install;
+mod package;
 mod progress;
 mod run;
 mod terminal;
@@ -44,6 +46,8 @@ enum Command {
     Run(run::RunArguments),
     /// Write an ISO that boots Bulkhead with guests
     Iso(run::IsoArguments),
+    /// Make a Debian package, a tarball, and a bootable ISO
+    Package(package::PackageArguments),
     /// Run host unit tests, then guest tests on AMD-V (QEMU, Bochs) and VT-x (Bochs)
     Test(test::TestArguments),
     /// Measure what VM exits cost, in host instructions
@@ -73,6 +77,7 @@ fn dispatch(arguments: &Arguments) -> Result<u8> {
     match &arguments.command {
         Command::Run(run) => run::run(&workspace, run, consent),
         Command::Iso(iso) => run::iso(&workspace, iso, consent).map(|()| 0),
+        Command::Package(package) => package::run(&workspace, package, consent).map(|()| 0),
         Command::Test(test) => test::run(&workspace, test, consent),
         Command::Bench(bench) => bench::run(&workspace, bench, consent).map(|()| 0),
         Command::Fuzz(fuzz) => fuzz::run(&workspace, fuzz),

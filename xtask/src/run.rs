@@ -385,6 +385,20 @@ pub fn iso(workspace: &Workspace, arguments: &IsoArguments, consent: Consent) ->
     Ok(())
 }
 
+/// The ISO with the default guest.
+pub fn default_iso(workspace: &Workspace, out: &Path, consent: Consent) -> Result<()> {
+    let arguments = GuestArguments {
+        configs: Vec::new(),
+        kernel: None,
+        initrd: None,
+        cmdline: None,
+        hv_cmdline: String::new(),
+        memory: MemorySize::from_mib(1024),
+        cpus: 1,
+    };
+    make_iso(workspace, &arguments, out, consent)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

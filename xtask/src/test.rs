@@ -19,6 +19,7 @@ use runner::{
 
 use crate::{
     debian, fuzz,
+    install::{self, On},
     progress::{Spinner, say},
     tools::{self, Consent},
     workspace::Workspace,
@@ -94,8 +95,17 @@ pub fn run_tests(workspace: &Workspace, arguments: &TestArguments, consent: Cons
         })
         .collect();
     let plan = Plan::new(&platforms, &arguments.filter);
+    let installation = install::Plan::new(
+        |on| match (arguments.only, on) {
+            (None, _) => true,
+            (Some(only), On::Host) => only == Only::Host,
+            (Some(only), On::Qemu) => only == Only::Svm,
+            (Some(only), On::Bochs) => only == Only::Vmx,
+        },
+        &arguments.filter,
+    );
     if arguments.list {
-        plan.names().iter().for_each(say);
+        plan.names().iter().chain(&installation.names()).for_each(say);
         return Ok(None);
     }
     let mut tally = Tally::default();
@@ -111,6 +121,9 @@ pub fn run_tests(workspace: &Workspace, arguments: &TestArguments, consent: Cons
     }
     if !plan.is_empty() {
         tally.add(emulator_tests(workspace, &plan, consent)?);
+    }
+    if !installation.names().is_empty() {
+        tally.add(installation_tests(workspace, &installation, consent)?);
     }
     Ok(Some(tally))
 }
@@ -152,6 +165,23 @@ fn emulator_tests(workspace: &Workspace, plan: &Plan, consent: Consent) -> Resul
         spinner.print(lines);
         spinner.set_text(format!("running {all} tests in emulators: {tally}"));
     });
+    Ok(tally)
+}
+
+fn installation_tests(workspace: &Workspace, plan: &install::Plan, consent: Consent) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let spinner = Spinner::start("running the installation's tests");
+    plan.run(workspace, consent, MACHINES, |report| {
+        let mut lines = vec![progress(&report.name, report.result.is_ok(), report.took)];
+        match report.result {
+            Ok(()) => tally.passed += 1,
+            Err(error) => {
+                tally.failed += 1;
+                lines.extend(format!("{error:#}").lines().map(|line| format!("    {line}")));
+            }
+        }
+        spinner.print(lines);
+    })?;
     Ok(tally)
 }
 

@@ -12,8 +12,6 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::geteuid;
 
-use crate::workspace::BARE_TARGET;
-
 /// How to see that a package is there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Probe {
@@ -55,6 +53,23 @@ pub const BOCHS: &[Tool] = &[
 ];
 /// For giving names to instructions.
 pub const TRACE: &[Tool] = &[program("binutils", "addr2line")];
+/// For making packages.
+pub const PACKAGE: &[Tool] = &[program("dpkg", "dpkg-deb"), program("gzip", "gzip"), program("tar", "tar")];
+/// For checking them and their scripts.
+pub const PACKAGE_CHECKS: &[Tool] = &[
+    program("lintian", "lintian"),
+    program("shellcheck", "shellcheck"),
+    program("dash", "dash"),
+    program("grub-common", "grub-script-check"),
+    program("man-db", "man"),
+];
+/// For making a disk with a Debian system.
+pub const DISK: &[Tool] = &[
+    program("mmdebstrap", "mmdebstrap"),
+    program("fdisk", "sfdisk"),
+    program("e2fsprogs", "mke2fs"),
+    program("mtools", "mformat"),
+];
 /// For unpacking Debian packages.
 pub const DEBIAN: &[Tool] = &[program("dpkg", "dpkg-deb"), program("apt", "apt-get")];
 
@@ -200,21 +215,21 @@ fn in_path(name: &str, path: &OsStr, root: &Path) -> bool {
     env::split_paths(path).any(|folder| root.join(folder.strip_prefix("/").unwrap_or(&folder)).join(name).is_file())
 }
 
-/// Sees to it that rustc can build for the bare target.
-pub fn need_bare_target() -> Result<()> {
+/// Sees to it that rustc can build for `target`.
+pub fn need_target(target: &str) -> Result<()> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output =
-        Command::new(&rustc).args(["--print", "target-libdir", "--target", BARE_TARGET]).output().context("cannot run rustc")?;
-    ensure!(output.status.success(), "this rustc does not know {BARE_TARGET}:\n{}", String::from_utf8_lossy(&output.stderr));
+        Command::new(&rustc).args(["--print", "target-libdir", "--target", target]).output().context("cannot run rustc")?;
+    ensure!(output.status.success(), "this rustc does not know {target}:\n{}", String::from_utf8_lossy(&output.stderr));
     if Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir() {
         return Ok(());
     }
-    eprintln!("xtask: rustup target add {BARE_TARGET}");
-    let status = Command::new("rustup").args(["target", "add", BARE_TARGET]).stdout(io::stderr()).status();
+    eprintln!("xtask: rustup target add {target}");
+    let status = Command::new("rustup").args(["target", "add", target]).stdout(io::stderr()).status();
     match status {
         Ok(status) if status.success() => Ok(()),
-        Ok(_) => bail!("the Rust target {BARE_TARGET} is missing and rustup could not add it"),
-        Err(_) => bail!("the Rust target {BARE_TARGET} is missing, and there is no rustup to add it"),
+        Ok(_) => bail!("the Rust target {target} is missing and rustup could not add it"),
+        Err(_) => bail!("the Rust target {target} is missing, and there is no rustup to add it"),
     }
 }
 

@@ -14,6 +14,9 @@ use crate::tools;
 /// The target of everything that runs without an operating system.
 pub const BARE_TARGET: &str = "x86_64-unknown-none";
 
+/// The target of programs for whatever Linux there is.
+pub const STATIC_TARGET: &str = "x86_64-unknown-linux-musl";
+
 /// The packages that are built for [`BARE_TARGET`].
 pub const BARE_PACKAGES: [&str; 2] = ["bulkhead", "guests"];
 
@@ -85,11 +88,26 @@ impl Workspace {
         Self::built("kvm-peer", command)
     }
 
+    /// The program `bulkhead-check`, linked statically, built.
+    pub fn check_program(&self) -> Result<PathBuf> {
+        tools::need_target(STATIC_TARGET)?;
+        self.build_with("bulkhead-check", STATIC_TARGET, "small")
+    }
+
+    /// Where results for the user go that are not named on the command line: beside the builds.
+    pub fn output_folder(&self, name: &str) -> PathBuf {
+        self.cache.with_file_name(name)
+    }
+
     /// Builds the freestanding program of `package`, optimised. Returns its ELF file.
     fn build(&self, package: &str, profile: &str) -> Result<PathBuf> {
-        tools::need_bare_target()?;
+        tools::need_target(BARE_TARGET)?;
+        self.build_with(package, BARE_TARGET, profile)
+    }
+
+    fn build_with(&self, package: &str, target: &str, profile: &str) -> Result<PathBuf> {
         let mut command = self.cargo_bare();
-        command.args(["build", "--profile", profile, "--package", package, "--target", BARE_TARGET]);
+        command.args(["build", "--profile", profile, "--package", package, "--target", target]);
         Self::built(package, command)
     }
 

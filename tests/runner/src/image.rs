@@ -86,9 +86,10 @@ pub struct Grub {
     hybrid_mbr: PathBuf,
 }
 
-const COMMON_MODULES: [&str; 8] = ["iso9660", "multiboot2", "normal", "configfile", "test", "search", "search_fs_file", "echo"];
+const COMMON_MODULES: [&str; 9] =
+    ["iso9660", "multiboot2", "linux", "normal", "configfile", "test", "search", "search_fs_file", "echo"];
 /// For the peers of the benchmark.
-const PC_MODULES: [&str; 2] = ["multiboot", "linux"];
+const PC_MODULES: [&str; 1] = ["multiboot"];
 const PC_FOLDER: &str = "/usr/lib/grub/i386-pc";
 const EFI_FOLDER: &str = "/usr/lib/grub/x86_64-efi";
 /// The firmware says which partition it started from, not where the CD's own file system is.
@@ -200,45 +201,63 @@ impl Image {
     /// Writes the ISO to `out`.
     pub fn write(&self, grub: &Grub, out: &Path) -> Result<()> {
         let work = tempfile::tempdir()?;
-        let add = |list: &mut Vec<String>, at: &str, file: &Path| -> Result<()> {
-            // In a graft point, '=' and '\' are special.
-            let file = file.to_str().with_context(|| format!("{} is not UTF-8", file.display()))?;
-            list.push(format!("{at}={}", file.replace('\\', "\\\\").replace('=', "\\=")));
-            Ok(())
-        };
         let mut files = Vec::new();
-        add(&mut files, "/boot/bulkhead.elf", &self.hypervisor)?;
+        graft(&mut files, "/boot/bulkhead.elf", &self.hypervisor)?;
         for (number, module) in self.modules.modules.iter().enumerate() {
             ensure!(module.name != "bulkhead.elf" && module.name != "grub", "a guest's file cannot be called {}", module.name);
             let at = format!("/boot/{}", module.name);
             match &module.source {
-                Source::File(path) => add(&mut files, &at, path)?,
+                Source::File(path) => graft(&mut files, &at, path)?,
                 Source::Bytes(bytes) => {
                     let file = work.path().join(format!("module{number}"));
                     fs::write(&file, bytes)?;
-                    add(&mut files, &at, &file)?;
+                    graft(&mut files, &at, &file)?;
                 }
             }
         }
-        let grub_cfg = work.path().join("grub.cfg");
-        fs::write(&grub_cfg, self.grub_cfg())?;
-        add(&mut files, "/boot/grub/grub.cfg", &grub_cfg)?;
-        add(&mut files, "/boot/grub/bios.img", &grub.bios)?;
-        add(&mut files, "/boot/grub/efi.img", &grub.efi)?;
-        // xorriso patches the BIOS image in the ISO (-boot-info-table), and adds to an existing output instead of replacing it.
-        if out.exists() {
-            fs::remove_file(out).with_context(|| format!("cannot replace {}", out.display()))?;
-        }
-        run(Command::new("xorriso")
-            .args(["-report_about", "WARNING", "-as", "mkisofs", "-quiet", "-R", "-V", "BULKHEAD", "-graft-points"])
-            .args(["-b", "boot/grub/bios.img", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"])
-            .args(["--grub2-boot-info", "--grub2-mbr"])
-            .arg(&grub.hybrid_mbr)
-            .args(["--protective-msdos-label", "--efi-boot", "boot/grub/efi.img", "-efi-boot-part", "--efi-boot-image"])
-            .arg("-o")
-            .arg(out)
-            .args(files))
+        write_iso(grub, &self.grub_cfg(), files, out)
     }
+}
+
+/// Writes an ISO that boots a bare Linux, without any hypervisor.
+pub fn write_linux(grub: &Grub, kernel: &Path, initramfs: &Path, command_line: &str, out: &Path) -> Result<()> {
+    let mut files = Vec::new();
+    graft(&mut files, "/boot/vmlinuz", kernel)?;
+    graft(&mut files, "/boot/initrd.img", initramfs)?;
+    let words: Vec<String> = command_line.split_whitespace().map(grub_quote).collect();
+    let grub_cfg =
+        format!("set timeout=0\nmenuentry Linux {{\n  linux /boot/vmlinuz {}\n  initrd /boot/initrd.img\n}}\n", words.join(" "));
+    write_iso(grub, &grub_cfg, files, out)
+}
+
+/// A graft point of xorriso's: file `file` of the host at `at` in the ISO.
+fn graft(list: &mut Vec<String>, at: &str, file: &Path) -> Result<()> {
+    // In a graft point, '=' and '\\' are special.
+    let file = file.to_str().with_context(|| format!("{} is not UTF-8", file.display()))?;
+    list.push(format!("{at}={}", file.replace('\\', "\\\\").replace('=', "\\=")));
+    Ok(())
+}
+
+fn write_iso(grub: &Grub, grub_cfg: &str, mut files: Vec<String>, out: &Path) -> Result<()> {
+    let work = tempfile::tempdir()?;
+    let config = work.path().join("grub.cfg");
+    fs::write(&config, grub_cfg)?;
+    graft(&mut files, "/boot/grub/grub.cfg", &config)?;
+    graft(&mut files, "/boot/grub/bios.img", &grub.bios)?;
+    graft(&mut files, "/boot/grub/efi.img", &grub.efi)?;
+    // xorriso patches the BIOS image in the ISO (-boot-info-table), and adds to an existing output instead of replacing it.
+    if out.exists() {
+        fs::remove_file(out).with_context(|| format!("cannot replace {}", out.display()))?;
+    }
+    run(Command::new("xorriso")
+        .args(["-report_about", "WARNING", "-as", "mkisofs", "-quiet", "-R", "-V", "BULKHEAD", "-graft-points"])
+        .args(["-b", "boot/grub/bios.img", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"])
+        .args(["--grub2-boot-info", "--grub2-mbr"])
+        .arg(&grub.hybrid_mbr)
+        .args(["--protective-msdos-label", "--efi-boot", "boot/grub/efi.img", "-efi-boot-part", "--efi-boot-image"])
+        .arg("-o")
+        .arg(out)
+        .args(files))
 }
 
 /// `word` so that GRUB's script language takes it literally.

@@ -160,11 +160,7 @@ impl Spec {
             qemu.args(["-icount", "shift=0,sleep=off", "-rtc", "base=2024-01-01T00:00:00,clock=vm", "-seed", "1"]);
         }
         if self.firmware == Firmware::Uefi {
-            let (code, variables) = ovmf().context("no UEFI firmware found: install the package ovmf")?;
-            let own = work.join("variables.fd");
-            fs::copy(variables, &own).context("cannot copy the UEFI variables")?;
-            qemu.arg("-drive").arg(format!("if=pflash,unit=0,format=raw,readonly=on,file={}", qemu_quote(&code)?));
-            qemu.arg("-drive").arg(format!("if=pflash,unit=1,format=raw,file={}", qemu_quote(&own)?));
+            add_uefi(&mut qemu, work)?;
         }
         qemu.arg("-drive").arg(format!("media=cdrom,readonly=on,format=raw,file={}", qemu_quote(iso)?));
         qemu.args(["-boot", "d", "-chardev", "stdio,id=com1,signal=off", "-serial", "chardev:com1"]);
@@ -217,8 +213,18 @@ impl Spec {
     }
 }
 
+/// Gives QEMU the UEFI firmware, with its variables in `work`.
+pub(crate) fn add_uefi(qemu: &mut Command, work: &Path) -> Result<()> {
+    let (code, variables) = ovmf().context("no UEFI firmware found: install the package ovmf")?;
+    let own = work.join("variables.fd");
+    fs::copy(variables, &own).context("cannot copy the UEFI variables")?;
+    qemu.arg("-drive").arg(format!("if=pflash,unit=0,format=raw,readonly=on,file={}", qemu_quote(&code)?));
+    qemu.arg("-drive").arg(format!("if=pflash,unit=1,format=raw,file={}", qemu_quote(&own)?));
+    Ok(())
+}
+
 /// A path as the value of an option of QEMU, in which a comma is written twice.
-fn qemu_quote(path: &Path) -> Result<String> {
+pub(crate) fn qemu_quote(path: &Path) -> Result<String> {
     Ok(path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?.replace(',', ",,"))
 }
 
@@ -260,6 +266,12 @@ impl Machine {
             let messages = vec![work.path().join("emulator.log")];
             Self::spawn(command, Link::Pipes, sys::Network::Shared, messages, Some(work))
         }
+    }
+
+    /// Starts a machine that is described elsewhere; `work` is kept while it runs.
+    pub(crate) fn from_emulator(command: Command, work: TempDir) -> Result<Self> {
+        let messages = vec![work.path().join("emulator.log")];
+        Self::spawn(command, Link::Pipes, sys::Network::Shared, messages, Some(work))
     }
 
     /// Any program whose standard input and output stand for the machine's serial line.
