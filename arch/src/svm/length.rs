@@ -14,7 +14,7 @@ use crate::{mm::guest::GuestRam, vcpu};
 use x86defs::{Access, Cr0, Efer, Gpr, GuestMemory, Gva, Rflags, paging, paging::PagingContext};
 
 /// A power of two.
-const ENTRIES: usize = 16;
+const ENTRIES: usize = 64;
 
 #[derive(Clone, Copy)]
 struct Entry {
