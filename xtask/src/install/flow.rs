@@ -29,7 +29,8 @@ const MIB: u32 = 1024;
 const BOOT: Duration = Duration::from_secs(400);
 const COMMAND: Duration = Duration::from_secs(300);
 const MENU: Duration = Duration::from_secs(180);
-/// UEFI firmware reads the serial port, too, until an operating system has taken over: some keys never reach GRUB, and are pressed again.
+/// How long GRUB takes to answer a key. UEFI firmware reads the serial port, too, until an operating system has taken over: some keys never reach
+/// GRUB, and are pressed again.
 const ANSWER: Duration = Duration::from_secs(3);
 const TRIES: usize = 40;
 
@@ -86,11 +87,11 @@ impl Visit {
         self.dialogue.wait(PROMPT, BOOT).context("Debian's own start")
     }
 
-    /// Takes the marked entry.
+    /// Takes the marked entry, which says first what it loads.
     fn enter(&mut self) -> Result<()> {
         for _ in 0..TRIES {
             self.dialogue.send("\r")?;
-            if self.dialogue.wait("Booting `", ANSWER).is_ok() {
+            if self.dialogue.wait("Loading ", ANSWER).is_ok() {
                 return Ok(());
             }
         }
