@@ -222,7 +222,7 @@ impl<P: Platform> Vm<P> {
                 vcpus: config.vcpus,
                 cr4_allowed: cpuid.cr4_allowed(),
                 intercept_rdtsc: false,
-                apic_page: None,
+                apic_page: Some(apic.clone()),
             };
             let mut hw = platform.create_vcpu(&memory, &hw_config).map_err(create)?;
             if n == 0 {

@@ -31,8 +31,8 @@ pub use vcpu::VmxVcpu;
 pub struct Vmx {
     raw: RawCapabilities,
     controls: Controls,
-    /// The page of the MSR bitmaps: every vCPU's entries read it, so every vCPU holds it.
-    msr_bitmap: Arc<OwnedPages>,
+    /// The MSR bitmaps, a page each: every vCPU's entries read one of them, so every vCPU holds them.
+    msr_bitmaps: Arc<OwnedPages>,
 }
 
 impl Vmx {
@@ -50,10 +50,15 @@ impl Vmx {
         if interrupts_may_be_held() {
             controls.limit_turns(&raw);
         }
-        let msr_bitmap = OwnedPages::new(1).ok_or(Unsupported::OutOfMemory)?;
-        // SAFETY: the page is ours, and as large and aligned as an `MsrBitmap`.
-        unsafe { msr_bitmap.as_ptr::<MsrBitmap>().write(MsrBitmap::new(controls.uses(SecondaryControls::ENABLE_RDTSCP))) };
-        Ok(Self { raw, controls, msr_bitmap: Arc::new(msr_bitmap) })
+        let msr_bitmaps = OwnedPages::new(2).ok_or(Unsupported::OutOfMemory)?;
+        let tsc_aux = controls.uses(SecondaryControls::ENABLE_RDTSCP);
+        // SAFETY: the pages are ours, and each is as large and aligned as an `MsrBitmap`.
+        unsafe {
+            let first = msr_bitmaps.as_ptr::<MsrBitmap>();
+            first.write(MsrBitmap::new(tsc_aux));
+            first.add(1).write(MsrBitmap::with_virtual_x2apic(tsc_aux));
+        }
+        Ok(Self { raw, controls, msr_bitmaps: Arc::new(msr_bitmaps) })
     }
 
     /// Puts this CPU into VMX operation (25.7, 25.8). Once for each CPU, before it touches any vCPU.
@@ -140,7 +145,7 @@ impl Vmx {
     /// # Errors
     /// No memory, or no VPID left.
     pub fn create_vcpu(&self, memory: &Arc<GuestRam>, config: &VcpuConfig) -> Result<VmxVcpu, CreateError> {
-        VmxVcpu::new(&self.controls, memory.clone(), self.msr_bitmap.clone(), config)
+        VmxVcpu::new(&self.controls, memory.clone(), self.msr_bitmaps.clone(), config)
     }
 }
 

@@ -23,6 +23,10 @@ const SWITCHED: [u32; 10] = [
     msr::IA32_FMASK,
 ];
 
+const X2APIC_TPR: u32 = 0x808;
+const X2APIC_EOI: u32 = 0x80b;
+const X2APIC_SELF_IPI: u32 = 0x83f;
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
     Read,
@@ -43,6 +47,23 @@ impl MsrBitmap {
         if tsc_aux {
             bitmap.pass(msr::IA32_TSC_AUX, Direction::Read);
             bitmap.pass(msr::IA32_TSC_AUX, Direction::Write);
+        }
+        bitmap
+    }
+
+    /// As [`MsrBitmap::new`], for a guest whose local APIC is in x2APIC mode and virtualised by the CPU (31.5): all registers but the timer's current
+    /// count are read from the page; TPR, EOI and self IPI are written without an exit.
+    #[must_use]
+    pub fn with_virtual_x2apic(tsc_aux: bool) -> Self {
+        let mut bitmap = Self::new(tsc_aux);
+        // Where there is no register, or only a write-only one, a read must raise #GP.
+        for range in [0x802..=0x803, 0x808..=0x808, 0x80a..=0x80a, 0x80d..=0x80d, 0x80f..=0x828, 0x830..=0x830, 0x832..=0x838, 0x83e..=0x83e] {
+            for index in range {
+                bitmap.pass(index, Direction::Read);
+            }
+        }
+        for index in [X2APIC_TPR, X2APIC_EOI, X2APIC_SELF_IPI] {
+            bitmap.pass(index, Direction::Write);
         }
         bitmap
     }
@@ -98,6 +119,23 @@ mod tests {
         assert!(!passes(Direction::Write).contains(&0xc000_0080));
         assert_eq!(passes(Direction::Write).len(), 11);
         assert!(exits(&MsrBitmap::new(false), msr::IA32_TSC_AUX, Direction::Write));
+    }
+
+    #[test]
+    fn a_virtual_x2apic_answers_what_exists() {
+        let (plain, virtual_x2apic) = (MsrBitmap::new(true), MsrBitmap::with_virtual_x2apic(true));
+        let opened = |direction| {
+            (0..0x2000)
+                .chain(0xc000_0000..0xc000_2000)
+                .filter(|&i| exits(&plain, i, direction) && !exits(&virtual_x2apic, i, direction))
+                .collect::<std::vec::Vec<_>>()
+        };
+        assert_eq!(opened(Direction::Write), [0x808, 0x80b, 0x83f]);
+        let read = opened(Direction::Read);
+        assert_eq!(read.len(), 2 + 1 + 1 + 1 + 26 + 1 + 7 + 1);
+        for nothing_to_read in [0x800, 0x80b, 0x80c, 0x80e, 0x829, 0x82f, 0x831, 0x839, 0x83a, 0x83f] {
+            assert!(!read.contains(&nothing_to_read), "{nothing_to_read:#x}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod mtrr;
 mod pio;
 mod pvclock;
 mod run;
+mod virtual_apic;
 #[cfg(test)]
 mod smp_tests;
 #[cfg(test)]
@@ -91,6 +92,8 @@ pub struct VirtCpu<P: Platform> {
     xcr0: Xcr0Policy,
     /// An interrupt or NMI window was asked for and has not come.
     window: bool,
+    /// The CPU works on the local APIC's page by itself.
+    virtual_apic: bool,
     /// It was halted with RFLAGS.IF set.
     interruptible: bool,
     pub(crate) stats: Stats,
@@ -174,6 +177,7 @@ impl<P: Platform> VirtCpu<P> {
             pvclock: pvclock::PvClock::default(),
             xcr0,
             window: false,
+            virtual_apic: false,
             interruptible: false,
             stats: Stats::default(),
             fetches: FetchCache::new(),
