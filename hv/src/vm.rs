@@ -172,7 +172,7 @@ impl<P: Platform> Vm<P> {
         let memory = Arc::new(platform.create_memory(&ranges).map_err(create)?);
         let entry = blueprint.load(&*memory)?;
 
-        let apics: Vec<Arc<LocalApic>> = (0..config.vcpus).map(|n| Arc::new(LocalApic::new(n, n == 0))).collect();
+        let apics: Vec<Arc<LocalApic>> = (0..config.vcpus).map(|n| LocalApic::new_shared(n, n == 0)).collect();
         let now = clock.now(platform);
         if let Some(boot) = apics.first() {
             virtual_wire(boot, now);

@@ -187,9 +187,8 @@ pub const APIC_SECONDARY: SecondaryControls = SecondaryControls::from_bits_trunc
         | SecondaryControls::VIRTUAL_INTERRUPT_DELIVERY.bits(),
 );
 /// What is not needed then: CR8 is the page's TPR.
-pub const CR8_PRIMARY: PrimaryControls = PrimaryControls::from_bits_truncate(
-    PrimaryControls::CR8_LOAD_EXITING.bits() | PrimaryControls::CR8_STORE_EXITING.bits(),
-);
+pub const CR8_PRIMARY: PrimaryControls =
+    PrimaryControls::from_bits_truncate(PrimaryControls::CR8_LOAD_EXITING.bits() | PrimaryControls::CR8_STORE_EXITING.bits());
 
 /// One required control: its bit and its name for the message.
 type Required = (u32, &'static str);

@@ -1,5 +1,6 @@
 //! Intel VT-x: capabilities, VMCS, world switch, exit decoding, and the vCPU made of them.
 
+mod apic;
 pub mod caps;
 mod contract;
 pub mod decode;
@@ -52,12 +53,13 @@ impl Vmx {
         }
         let msr_bitmaps = OwnedPages::new(2).ok_or(Unsupported::OutOfMemory)?;
         let tsc_aux = controls.uses(SecondaryControls::ENABLE_RDTSCP);
-        // SAFETY: the pages are ours, and each is as large and aligned as an `MsrBitmap`.
-        unsafe {
+        // SAFETY: the pages are ours alone until they are shared below; each is as large and aligned as an `MsrBitmap`, of which any bytes are one.
+        let (plain, virtual_x2apic) = unsafe {
             let first = msr_bitmaps.as_ptr::<MsrBitmap>();
-            first.write(MsrBitmap::new(tsc_aux));
-            first.add(1).write(MsrBitmap::with_virtual_x2apic(tsc_aux));
-        }
+            (&mut *first, &mut *first.add(1))
+        };
+        plain.fill(tsc_aux);
+        virtual_x2apic.fill_for_virtual_x2apic(tsc_aux);
         Ok(Self { raw, controls, msr_bitmaps: Arc::new(msr_bitmaps) })
     }
 
@@ -96,6 +98,11 @@ impl Vmx {
     #[must_use]
     pub fn features(&self) -> [VirtFeature; 23] {
         self.controls.features(&self.raw)
+    }
+
+    /// Local APICs are not virtualised by the CPU, whether it can do so or not. Before the first vCPU is made.
+    pub const fn disable_virtual_apic(&mut self) {
+        self.controls.virtual_apic = false;
     }
 
     /// The controls that vCPUs run with.

@@ -6,7 +6,7 @@
 //! the interruptibility at most once for each exit, and control words are written when they change.
 
 use super::{
-    caps::{APIC_PRIMARY, APIC_SECONDARY, CR8_PRIMARY, Controls, Invalidate},
+    caps::{Controls, Invalidate},
     decode::{self, Fields},
     instructions::{Failed, invept, invvpid},
     spec::{
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     cpu::{self, cr, percpu},
     event::{Arbiter, Event, EventKind, SoftwareEvents},
-    mm::{direct, guest::GuestRam},
+    mm::guest::GuestRam,
     vcpu::{LazyState, OwnedPages, Question, Registers, Shadow, SyscallMsrs, complete, next_rip},
 };
 use alloc::{boxed::Box, sync::Arc};
@@ -95,9 +95,9 @@ pub struct VmxVcpu {
     /// The VM-instruction error of a VMLAUNCH or VMRESUME that failed; 0 without a current VMCS.
     instruction_error: Option<u64>,
     /// Held for the VMCS, which has the address of one of the two.
-    msr_bitmaps: Arc<OwnedPages>,
+    pub(super) msr_bitmaps: Arc<OwnedPages>,
     /// Held for the VMCS, which has its page's address. `None` if this CPU cannot virtualise local APICs.
-    apic_page: Option<Arc<dyn VirtualApicPage>>,
+    pub(super) apic_page: Option<Arc<dyn VirtualApicPage>>,
 }
 
 // SAFETY: the cells and the frame are reached through the vCPU only, which has one owner; the VMCS moves between CPUs by `unload`.
@@ -207,10 +207,7 @@ impl VmxVcpu {
         if let Some(vpid) = &vcpu.vpid {
             vcpu.vmcs.write(control::VPID, u64::from(vpid.get()));
         }
-        if let Some(page) = &vcpu.apic_page {
-            let address = direct::to_phys(page.registers());
-            vcpu.vmcs.write(control::VIRT_APIC_ADDR_FULL, address.0);
-        }
+        vcpu.write_apic_page();
         if controls.uses(SecondaryControls::PAUSE_LOOP_EXITING) {
             // 26.6.13, in TSC ticks: PAUSEs at most `gap` apart are one loop, and a loop exits after `window`. A lock is held for
             // less than 4096 ticks unless its holder does not run.
@@ -590,46 +587,6 @@ impl VmxVcpu {
         if word != self.primary {
             self.primary = word;
             self.vmcs.write(control::PRIMARY_PROCBASED_EXEC_CONTROLS, u64::from(word));
-        }
-    }
-
-    // ---- Virtual local APIC ----
-
-    pub(super) const fn has_apic_page(&self) -> bool {
-        self.apic_page.is_some()
-    }
-
-    /// Has the CPU virtualise the local APIC in x2APIC mode, with this vector in service (0: none), or not at all.
-    pub(super) fn set_virtual_apic(&mut self, in_service: Option<u8>) {
-        if self.apic_page.is_none() {
-            return;
-        }
-        let on = in_service.is_some();
-        self.set_primary(CR8_PRIMARY, !on);
-        self.set_primary(APIC_PRIMARY, on);
-        let secondary = self.controls.secondary | if on { APIC_SECONDARY.bits() } else { 0 };
-        self.vmcs.write(control::SECONDARY_PROCBASED_EXEC_CONTROLS, u64::from(secondary));
-        // The second page is for x2APIC mode.
-        let bitmap = self.msr_bitmaps.hpa().0 + if on { x86defs::PAGE_SIZE } else { 0 };
-        self.vmcs.write(control::MSR_BITMAPS_ADDR_FULL, bitmap);
-        self.vmcs.write(guest::INTERRUPT_STATUS, u64::from(in_service.unwrap_or(0)) << 8);
-    }
-
-    /// The highest vector that the virtual IRR requests (26.4.2: RVI, the low byte; SVI, which the CPU keeps, is the high one).
-    pub(super) fn set_requested(&mut self, vector: u8) {
-        let now = self.vmcs.read(guest::INTERRUPT_STATUS);
-        let wanted = now & !0xff | u64::from(vector);
-        if wanted != now {
-            self.vmcs.write(guest::INTERRUPT_STATUS, wanted);
-        }
-    }
-
-    /// 26.6.8: a bit for each vector, in four fields.
-    pub(super) fn write_eoi_exits(&mut self, vectors: &[u32; 8]) {
-        const FIELDS: [u32; 4] =
-            [control::EOI_EXIT0_FULL, control::EOI_EXIT1_FULL, control::EOI_EXIT2_FULL, control::EOI_EXIT3_FULL];
-        for (field, words) in FIELDS.into_iter().zip(vectors.chunks_exact(2)) {
-            self.vmcs.write(field, u64::from(words[1]) << 32 | u64::from(words[0]));
         }
     }
 

@@ -29,6 +29,8 @@ mod tests;
 mod timer;
 mod virtualised;
 
+use alloc::sync::Arc;
+
 pub use crate::interrupt::{DeliveryMode, DestinationMode, Ipi, Shorthand, Trigger};
 use crate::{
     interrupt::{ApicAddress, ApicMode},
@@ -156,6 +158,13 @@ impl LocalApic {
             apic.page.set(reg::LVT_LINT1, (DeliveryMode::Nmi as u32) << lvt::DELIVERY_SHIFT);
         }
         apic
+    }
+
+    /// The same, where it stays. A function of its own, because what it moves there takes a good part of a stack.
+    #[inline(never)]
+    #[must_use]
+    pub fn new_shared(id: u32, bsp: bool) -> Arc<Self> {
+        Arc::new(Self::new(id, bsp))
     }
 
     /// Power-up or hardware reset (11.4.7.1): xAPIC mode at the default address, everything masked, software-disabled.

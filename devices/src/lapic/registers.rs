@@ -107,8 +107,8 @@ impl LocalApic {
         };
         match offset {
             reg::TMCCT => Some(self.current_count(clock.now())),
-            reg::IRR..=reg::IRR_LAST => Some(self.requested((offset - reg::IRR) >> 4)),
             _ if offset < 0x400 && STORED >> (offset >> 4) & 1 != 0 => Some(self.page.get(offset)),
+            reg::IRR..=reg::IRR_LAST => Some(self.requested((offset - reg::IRR) >> 4)),
             _ => None,
         }
     }

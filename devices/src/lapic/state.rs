@@ -57,7 +57,8 @@ impl LocalApic {
     /// The state. The vCPU must not be running, nor anyone posting.
     #[must_use]
     pub fn save(&self) -> LocalApicState {
-        let Self { page, requests: _, state, in_service_words: _, in_service: _, lent: _, base, id: _, errors, lines, timer } = self;
+        let Self { page, requests: _, state, in_service_words: _, in_service: _, lent: _, base, id: _, errors, lines, timer } =
+            self;
         let state = state.load(Acquire);
         let [timer_expiry, tsc_deadline, first_beat, beats_served] = timer.raw();
         LocalApicState {

@@ -11,11 +11,11 @@ mod mtrr;
 mod pio;
 mod pvclock;
 mod run;
-mod virtual_apic;
 #[cfg(test)]
 mod smp_tests;
 #[cfg(test)]
 mod tests;
+mod virtual_apic;
 
 use crate::{alarm::Alarm, clock::Clock, vm::Vm};
 use alloc::{boxed::Box, sync::Arc};

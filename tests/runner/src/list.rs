@@ -149,6 +149,7 @@ pub const GUESTS: &[GuestTest] = &[
     pass("lapic-priority"),
     pass("self-ipi"),
     pass("x2apic"),
+    pass("x2apic-delivery"),
     pass("serial-irq"),
     pass("pic-modes"),
     pass("pic-spurious"),

@@ -62,6 +62,7 @@ pub const ALL: &[Case] = &[
     ("lapic-priority", irq::lapic_priority),
     ("self-ipi", irq::self_ipi),
     ("x2apic", irq::x2apic),
+    ("x2apic-delivery", irq::x2apic_delivery),
     ("serial-irq", irq::serial_irq),
     ("pic-modes", chips::pic_modes),
     ("pic-spurious", chips::pic_spurious),
