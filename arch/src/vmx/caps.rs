@@ -481,9 +481,30 @@ mod tests {
         assert_eq!(find("VPID"), VirtFeature { name: "VPID", present: true, used: true });
         assert_eq!(
             find("virtual-interrupt delivery"),
-            VirtFeature { name: "virtual-interrupt delivery", present: true, used: false }
+            VirtFeature { name: "virtual-interrupt delivery", present: true, used: true }
         );
         assert!(!find("posted interrupts").present && !find("PML").present && !find("XSAVES").used);
+    }
+
+    #[test]
+    fn local_apics_are_virtualised_by_all_that_it_takes_or_not_at_all() {
+        let without = |msr, bit: u32| {
+            let mut msrs = haswell();
+            *msrs.get_mut(&msr).unwrap() &= !(u64::from(bit) << 32);
+            Controls::choose(&read(&msrs)).unwrap().virtual_apic
+        };
+        assert!(without(0x48b, 0));
+        assert!(!without(0x48e, APIC_PRIMARY.bits()));
+        for bit in [
+            SecondaryControls::VIRTUALIZE_X2APIC,
+            SecondaryControls::VIRTUALIZE_APIC_REGISTER,
+            SecondaryControls::VIRTUAL_INTERRUPT_DELIVERY,
+        ] {
+            assert!(!without(0x48b, bit.bits()), "{bit:?}");
+        }
+        // What is switched with them may be.
+        let raw = read(&haswell());
+        assert_eq!(raw.primary.must_be_one() & CR8_PRIMARY.bits(), 0);
     }
 
     #[test]
