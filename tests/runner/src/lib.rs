@@ -10,6 +10,7 @@ pub mod config;
 pub mod cpio;
 pub mod dialogue;
 pub mod feed;
+pub mod flat;
 pub mod host;
 pub mod image;
 pub mod keyboard;

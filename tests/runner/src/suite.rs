@@ -18,6 +18,7 @@ use crate::{
     bench,
     budget::Budget,
     feed::Pace,
+    flat,
     image::{Grub, Image, Modules},
     keyboard,
     lines::{Event, GuestEnd},
@@ -392,6 +393,9 @@ fn run_guests(assets: &Assets, platform: Platform, tests: &[GuestTest], sender: 
     while !left.is_empty() {
         let mut modules = Modules::default();
         add_guest_kernel(assets, &mut modules)?;
+        if left.iter().any(|test| test.kernel == list::FLAT_KERNEL) {
+            add_flat_guest_kernel(assets, &mut modules)?;
+        }
         for test in &left {
             modules.add_bytes(&format!("{}.cfg", test.name), list::guest_config(test.name).into_bytes());
         }
@@ -424,11 +428,20 @@ fn run_guests(assets: &Assets, platform: Platform, tests: &[GuestTest], sender: 
     Ok(())
 }
 
+fn guest_kernel(assets: &Assets) -> Result<Vec<u8>> {
+    let path = assets.guests.as_ref().context("the test guest was not built")?;
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
 /// The module's file is called as cargo called it; configurations name the module.
 pub(crate) fn add_guest_kernel(assets: &Assets, modules: &mut Modules) -> Result<()> {
-    let path = assets.guests.as_ref().context("the test guest was not built")?;
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    modules.add_bytes(list::GUEST_KERNEL, bytes);
+    modules.add_bytes(list::GUEST_KERNEL, guest_kernel(assets)?);
+    Ok(())
+}
+
+fn add_flat_guest_kernel(assets: &Assets, modules: &mut Modules) -> Result<()> {
+    let (_, image) = flat::flatten(&guest_kernel(assets)?).context("the test guest cannot be made flat")?;
+    modules.add_bytes(list::FLAT_KERNEL, image);
     Ok(())
 }
 
