@@ -27,3 +27,4 @@ pub mod size;
 pub mod suite;
 mod sys;
 pub mod trace;
+pub mod variants;

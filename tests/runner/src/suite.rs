@@ -29,6 +29,7 @@ use crate::{
     script::Operator,
     session::{self, End, Mailbox, Message, Observer, Options, Outcome},
     shares::{SHARES, ShareTest},
+    variants::{Kernel, VARIANTS, Variant, When},
 };
 
 /// What the tests run with.
@@ -40,6 +41,8 @@ pub struct Assets {
     pub guests: Option<PathBuf>,
     /// Kernel and initramfs of the default guest; absent if no test needs them.
     pub linux: Option<(PathBuf, Vec<u8>)>,
+    /// The same of other Linuxes.
+    pub others: Vec<(Kernel, PathBuf, Vec<u8>)>,
     pub grub: Grub,
     /// For the ISOs.
     pub work: PathBuf,
@@ -68,6 +71,7 @@ enum Job {
     Together(Platform),
     Refusals(Platform, Vec<RefusalTest>),
     Linux(LinuxTest, Vec<&'static str>),
+    Variant(Platform, Variant),
     Shares(Platform, ShareTest),
     Scenario(Platform, Scenario),
     Keyboard(Platform),
@@ -81,9 +85,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Those on `platforms` whose name contains `filter`.
+    /// Those on `platforms` whose name contains `filter`, except that what takes long needs `long`.
     #[must_use]
-    pub fn new(platforms: &[Platform], filter: &str) -> Self {
+    pub fn new(platforms: &[Platform], filter: &str, long: bool) -> Self {
         let mut jobs = Vec::new();
         for &platform in platforms {
             let wanted = |name: &str| test_name(platform, name).contains(filter);
@@ -91,6 +95,12 @@ impl Plan {
                 let checks: Vec<_> = linux::checks(linux).into_iter().filter(|c| wanted(c)).collect();
                 if !checks.is_empty() {
                     jobs.push(Job::Linux(*linux, checks));
+                }
+            }
+            for variant in VARIANTS.iter().filter(|v| wanted(v.name)) {
+                let now = |(on, when): &(Platform, When)| *on == platform && (long || *when == When::Always);
+                if variant.on.iter().any(now) {
+                    jobs.push(Job::Variant(platform, *variant));
                 }
             }
             let guests: Vec<_> = list::GUESTS.iter().filter(|t| t.on.contains(&platform) && wanted(t.name)).copied().collect();
@@ -142,16 +152,23 @@ impl Plan {
 
     #[must_use]
     pub fn needs_guests(&self) -> bool {
-        self.jobs.iter().any(|job| !matches!(job, Job::Linux(..)))
+        self.jobs.iter().any(|job| !matches!(job, Job::Linux(..) | Job::Variant(..)))
     }
 
     #[must_use]
     pub fn needs_linux(&self) -> bool {
         self.jobs.iter().any(|job| match job {
             Job::Linux(..) => true,
+            Job::Variant(_, variant) => variant.kernel == Kernel::Cloud,
             Job::Scenario(_, test) => test.kernels == Kernels::AndLinux,
             _ => false,
         })
+    }
+
+    /// True if a test needs this kernel.
+    #[must_use]
+    pub fn needs(&self, kernel: Kernel) -> bool {
+        self.jobs.iter().any(|job| matches!(job, Job::Variant(_, variant) if variant.kernel == kernel))
     }
 
     /// Runs the tests, `machines` at a time; calls `report` with each result as it comes.
@@ -197,6 +214,7 @@ impl Job {
             | Self::Refusals(platform, _)
             | Self::Shares(platform, _)
             | Self::Scenario(platform, _)
+            | Self::Variant(platform, _)
             | Self::Keyboard(platform)
             | Self::Bench(platform, _) => *platform,
             Self::Linux(test, _) => test.on,
@@ -215,7 +233,7 @@ impl Job {
                     10 * test.cpus
                 }
             }
-            Self::Linux(..) => 100,
+            Self::Linux(..) | Self::Variant(..) => 100,
         };
         self.platform().spec().slowness() * units
     }
@@ -227,6 +245,7 @@ impl Job {
             Self::Together(_) => vec![test_name(platform, TOGETHER)],
             Self::Shares(_, test) => vec![test_name(platform, test.name)],
             Self::Scenario(_, test) => vec![test_name(platform, test.name)],
+            Self::Variant(_, variant) => vec![test_name(platform, variant.name)],
             Self::Keyboard(_) => vec![test_name(platform, keyboard::NAME)],
             Self::Bench(..) => vec![test_name(platform, bench::TEST)],
             Self::Refusals(_, tests) => tests.iter().map(|t| test_name(platform, &refusal_name(t))).collect(),
@@ -245,6 +264,7 @@ impl Job {
             Self::Bench(platform, vendor) => run_bench(assets, *platform, *vendor, sender),
             Self::Refusals(platform, tests) => run_refusals(assets, *platform, tests, sender),
             Self::Linux(test, checks) => run_linux(assets, *test, checks, sender),
+            Self::Variant(platform, variant) => run_variant(assets, *platform, variant, sender),
         };
         // The machine could not even be started.
         if let Err(error) = result {
@@ -634,6 +654,27 @@ fn run_linux(assets: &Assets, test: LinuxTest, checks: &[&'static str], sender: 
     Ok(())
 }
 
+fn run_variant(assets: &Assets, platform: Platform, variant: &Variant, sender: &Sender<Report>) -> Result<()> {
+    let start = Instant::now();
+    let spec = platform.spec();
+    let other = assets.others.iter().find(|(kernel, ..)| *kernel == variant.kernel);
+    let files = other.map(|(_, kernel, initramfs)| (kernel, initramfs)).or(assets.linux.as_ref().map(|(k, i)| (k, i)));
+    let (kernel, initramfs) = files.context("there is no Linux")?;
+    let mut modules = Modules::default();
+    let kernel = modules.add_file(kernel);
+    let ramdisk = modules.add_bytes("initrd.img", initramfs.clone());
+    modules.add_bytes("debian.cfg", variant.guest_config(&kernel, &ramdisk).into_bytes());
+    let mut record = Record::default();
+    let outcome = boot(assets, &spec, "parallel", modules, &variant.script(), Limits::for_long(&spec), &mut record)?;
+    let result = match &outcome.end {
+        End::AllEnded => variant.check(&record.lines.join("\n"), &outcome),
+        end => Err(end.to_string()),
+    };
+    let result = result.map_err(|reason| Failure { reason, console: record.lines });
+    let _ = sender.send(Report { name: test_name(platform, variant.name), result, took: start.elapsed() });
+    Ok(())
+}
+
 /// With nothing on the kernel's command line but the console.
 fn linux_config(kernel: &str, ramdisk: &str, vcpus: u32) -> String {
     format!(
@@ -655,7 +696,7 @@ mod tests {
 
     #[test]
     fn plans_hold_what_was_asked_for() {
-        let all = Plan::new(&Platform::ALL, "");
+        let all = Plan::new(&Platform::ALL, "", false);
         for name in [
             "svm/icount/nmi",
             "vmx/bochs/nmi",
@@ -676,11 +717,16 @@ mod tests {
         let names = all.names();
         assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "names are unique");
 
-        let one = Plan::new(&[Platform::VmxBochs], "string-io");
+        assert!(!names.iter().any(|n| n == "vmx/bochs/linux-686"));
+        let long = Plan::new(&[Platform::VmxBochs], "linux-686", true);
+        assert_eq!(long.names(), ["vmx/bochs/linux-686"]);
+        assert!(long.needs(Kernel::Pae) && !long.needs(Kernel::Unpacked) && !long.needs_linux());
+
+        let one = Plan::new(&[Platform::VmxBochs], "string-io", false);
         assert_eq!(one.names(), ["vmx/bochs/string-io"]);
         assert!(!one.needs_linux());
-        assert!(Plan::new(&Platform::ALL, "no such test").is_empty());
-        assert_eq!(Plan::new(&Platform::ALL, "svm/uefi/linux-poweroff").names(), ["svm/uefi/linux-poweroff"]);
+        assert!(Plan::new(&Platform::ALL, "no such test", false).is_empty());
+        assert_eq!(Plan::new(&Platform::ALL, "svm/uefi/linux-poweroff", false).names(), ["svm/uefi/linux-poweroff"]);
     }
 
     fn outcome(lines: &[&str], end: End) -> Outcome {
