@@ -1,5 +1,7 @@
 //! Runs the emulator tests of [`crate::list`], two machines at a time, many guests to a machine.
 
+mod linux_jobs;
+
 use std::{
     collections::{BTreeSet, VecDeque},
     path::{Path, PathBuf},
@@ -21,7 +23,7 @@ use crate::{
     flat,
     image::{Grub, Image, Modules},
     keyboard,
-    lines::{Event, GuestEnd},
+    lines::Event,
     linux,
     list::{self, Expect, GuestTest, LinuxTest, Platform, RefusalTest},
     machine::{Machine, Spec, Vendor},
@@ -263,8 +265,8 @@ impl Job {
             Self::Keyboard(platform) => run_keyboard(assets, *platform, sender),
             Self::Bench(platform, vendor) => run_bench(assets, *platform, *vendor, sender),
             Self::Refusals(platform, tests) => run_refusals(assets, *platform, tests, sender),
-            Self::Linux(test, checks) => run_linux(assets, *test, checks, sender),
-            Self::Variant(platform, variant) => run_variant(assets, *platform, variant, sender),
+            Self::Linux(test, checks) => linux_jobs::run(assets, *test, checks, sender),
+            Self::Variant(platform, variant) => linux_jobs::run_variant(assets, *platform, variant, sender),
         };
         // The machine could not even be started.
         if let Err(error) = result {
@@ -624,64 +626,6 @@ fn check_refusal(test: &RefusalTest, outcome: &Outcome) -> Result<(), String> {
         Some((_, how)) => Expect::Pass.check(how).map_err(|reason| format!("the good guest beside it {reason}")),
         None => Err(format!("the good guest beside it did not run: {}", outcome.end)),
     }
-}
-
-fn run_linux(assets: &Assets, test: LinuxTest, checks: &[&'static str], sender: &Sender<Report>) -> Result<()> {
-    let start = Instant::now();
-    let spec = Spec { cpus: test.cpus, ..test.on.spec() };
-    let (kernel, initramfs) = assets.linux.as_ref().context("there is no Linux")?;
-    let mut modules = Modules::default();
-    let kernel = modules.add_file(kernel);
-    let ramdisk = modules.add_bytes("initrd.img", initramfs.clone());
-    let config = linux_config(&kernel, &ramdisk, test.vcpus);
-    modules.add_bytes("debian.cfg", config.into_bytes());
-    let mut record = Record::default();
-    let limits = Limits::for_long(&spec);
-    let outcome = boot(assets, &spec, "parallel", modules, &linux::script(&test), limits, &mut record)?;
-    let console = record.lines.join("\n");
-    let mut lines = record.lines;
-    // What keeps Linux from its end explains most other failures.
-    let end = if matches!(outcome.end, End::AllEnded) { String::new() } else { format!(" ({})", outcome.end) };
-    let crash = outcome.ends().find_map(|(_, how)| matches!(how, GuestEnd::Crash(_)).then(|| format!(" (it ended: {how})")));
-    for name in checks {
-        let result = linux::check(name, &test, &console, &outcome.events).map_err(|reason| Failure {
-            reason: format!("{reason}{end}{}", crash.as_deref().unwrap_or_default()),
-            // All have the same console: once is enough.
-            console: std::mem::take(&mut lines),
-        });
-        let _ = sender.send(Report { name: test_name(test.on, name), result, took: start.elapsed() });
-    }
-    Ok(())
-}
-
-fn run_variant(assets: &Assets, platform: Platform, variant: &Variant, sender: &Sender<Report>) -> Result<()> {
-    let start = Instant::now();
-    let spec = platform.spec();
-    let other = assets.others.iter().find(|(kernel, ..)| *kernel == variant.kernel);
-    let files = other.map(|(_, kernel, initramfs)| (kernel, initramfs)).or(assets.linux.as_ref().map(|(k, i)| (k, i)));
-    let (kernel, initramfs) = files.context("there is no Linux")?;
-    let mut modules = Modules::default();
-    let kernel = modules.add_file(kernel);
-    let ramdisk = modules.add_bytes("initrd.img", initramfs.clone());
-    modules.add_bytes("debian.cfg", variant.guest_config(&kernel, &ramdisk).into_bytes());
-    let mut record = Record::default();
-    let outcome = boot(assets, &spec, "parallel", modules, &variant.script(), Limits::for_long(&spec), &mut record)?;
-    let result = match &outcome.end {
-        End::AllEnded => variant.check(&record.lines.join("\n"), &outcome),
-        end => Err(end.to_string()),
-    };
-    let result = result.map_err(|reason| Failure { reason, console: record.lines });
-    let _ = sender.send(Report { name: test_name(platform, variant.name), result, took: start.elapsed() });
-    Ok(())
-}
-
-/// With nothing on the kernel's command line but the console.
-fn linux_config(kernel: &str, ramdisk: &str, vcpus: u32) -> String {
-    format!(
-        "name = \"debian\"\ntype = \"hvm\"\nmemory = {}\nvcpus = {vcpus}\nkernel = \"{kernel}\"\nramdisk = \"{ramdisk}\"\n\
-         cmdline = \"console=ttyS0\"\n",
-        list::LINUX_MEMORY.mib()
-    )
 }
 
 /// A folder for ISOs in `cache`.
