@@ -90,7 +90,7 @@ impl<P: Platform> VirtCpu<P> {
             Exit::InterruptWindow | Exit::NmiWindow => {}
             Exit::HostInterrupt => return self.host_interrupt(cx),
             Exit::HostNmi => return Err(Stop::Preempted),
-            Exit::TaskSwitch(_) => return Err(Stop::Crash(CrashReason::TaskSwitch)),
+            Exit::TaskSwitch(switch) => return self.task_switch(&switch),
             Exit::TripleFault => return Err(Stop::Crash(CrashReason::TripleFault)),
             Exit::Unknown { code, info } => return Err(Stop::Crash(CrashReason::UnknownExit { code, info })),
             Exit::EntryFailed(failure) => return Err(Stop::Crash(CrashReason::EntryFailed(failure))),
