@@ -5,7 +5,8 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Mutex;
 use x86defs::{
     Attention, CpuidResult, Cr0, Cr4, CreateError, Efer, Exception, Exit, Gpa, Gprs, GuestMemory, OutsideRam, Owner, Platform,
-    RamRange, Resume, Rflags, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuConfig, VcpuState, Width, paging::PagingContext,
+    RamRange, Resume, Rflags, Segment, SegmentRegister, TaskSwitch, UnknownMsr, Vcpu, VcpuConfig, VcpuState, Width,
+    paging::PagingContext,
 };
 
 /// RAM in host memory.
@@ -71,6 +72,8 @@ pub struct FakeVcpu {
     pub interruptible: bool,
     pub instruction: Vec<u8>,
     pub vectors: [[u128; 2]; 16],
+    /// What new tasks began with.
+    pub exceptions: Vec<Exception>,
 }
 
 impl FakeVcpu {
@@ -90,6 +93,7 @@ impl FakeVcpu {
             interruptible: true,
             instruction: Vec::new(),
             vectors: [[0; 2]; 16],
+            exceptions: Vec::new(),
         }
     }
 }
@@ -195,6 +199,10 @@ impl Vcpu for FakeVcpu {
     }
     fn set_state(&mut self, state: &VcpuState) {
         self.state = *state;
+    }
+    fn enter_task(&mut self, _: &TaskSwitch, state: &VcpuState, exception: Option<Exception>) {
+        self.state = *state;
+        self.exceptions.extend(exception);
     }
     fn read_msr(&self, index: u32) -> Result<u64, UnknownMsr> {
         if index == x86defs::msr::IA32_EFER { Ok(self.state.efer) } else { Ok(0) }

@@ -46,6 +46,12 @@ impl Exception {
     pub const fn ss(error_code: u32) -> Self {
         Self { vector: vector::SS, error_code: Some(error_code), cr2: None }
     }
+    pub const fn ts(error_code: u32) -> Self {
+        Self { vector: vector::TS, error_code: Some(error_code), cr2: None }
+    }
+    pub const fn np(error_code: u32) -> Self {
+        Self { vector: vector::NP, error_code: Some(error_code), cr2: None }
+    }
     pub const fn ac() -> Self {
         Self { vector: vector::AC, error_code: Some(0), cr2: None }
     }

@@ -63,16 +63,24 @@ pub enum TaskSwitchReason {
     Call,
     Iret,
     Jmp,
-    /// A task gate in the IDT; the error code, if the event pushes one.
+    /// A task gate in the IDT.
     Gate {
+        /// What the event pushes, if anything.
         error_code: Option<u32>,
+        /// The event comes from no INT n, INT3 or INTO: faults on the way say so in their error codes (EXT).
+        external: bool,
     },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TaskSwitch {
+    /// Of the new task's TSS.
     pub selector: u16,
     pub reason: TaskSwitchReason,
+    /// RIP as the old task's TSS is to keep it: behind a CALL, JMP, IRET or INT n, at the instruction that has raised a fault.
+    pub rip: u64,
+    /// RFLAGS.RF as the old task's TSS is to keep it.
+    pub resume_flag: bool,
 }
 
 /// The processor refused to enter the guest: the state or the control block is invalid. A bug of ours, or a CPU without a feature.
@@ -159,6 +167,7 @@ pub enum Exit {
     Rdtsc,
     /// An exception that the hypervisor asked to see. Answer: `Resume::Fault` to pass it on.
     Exception(Exception),
+    /// Answer: [`crate::Vcpu::enter_task`], or a fault of the old task.
     TaskSwitch(TaskSwitch),
     /// The guest can take an external interrupt now ([`crate::Vcpu::request_interrupt_window`]). Answer: [`Resume::Retry`].
     InterruptWindow,

@@ -2,7 +2,9 @@
 
 use core::sync::atomic::AtomicU32;
 
-use crate::{Cr0, DescriptorTable, Efer, Exception, Exit, Gpr, Gprs, Resume, Segment, SegmentRegister, paging::PagingContext};
+use crate::{
+    Cr0, DescriptorTable, Efer, Exception, Exit, Gpr, Gprs, Resume, Segment, SegmentRegister, TaskSwitch, paging::PagingContext,
+};
 
 /// The architectural state of a vCPU as plain data: set at INIT and at start, read for dumps, later saved and migrated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
@@ -161,6 +163,9 @@ pub trait Vcpu: Send {
 
     fn state(&self) -> VcpuState;
     fn set_state(&mut self, state: &VcpuState);
+    /// The answer to [`Exit::TaskSwitch`]: the guest goes on in the new task with these registers. The event that has led there is delivered,
+    /// unless `exception`, which comes before the task's first instruction, is a fault that merges with it.
+    fn enter_task(&mut self, switch: &TaskSwitch, state: &VcpuState, exception: Option<Exception>);
 
     /// An MSR whose value the vendor layer or the CPU holds: EFER, PAT, FS/GS/KERNEL_GS base, STAR, LSTAR, CSTAR, FMASK,
     /// SYSENTER_CS/ESP/EIP, TSC_AUX, DEBUGCTL. Others: `Err`.

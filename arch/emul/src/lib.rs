@@ -16,7 +16,9 @@
 //! The manual is Intel's "64 and IA-32 Architectures Software Developer's Manual", order number 325462-083 ("SDM"), and, where
 //! the vendors differ, AMD's "AMD64 Architecture Programmer's Manual", 24592/24593/24594 of 2023 ("APM").
 //!
-//! Deliberately absent: far branches, IRET, task switches, x87, MMX, EVEX, and SSE arithmetic. They come back as
+//! [`task`] is besides: hardware task switches, which are no matter of one instruction's form.
+//!
+//! Deliberately absent: far branches, IRET, x87, MMX, EVEX, and SSE arithmetic. They come back as
 //! [`Outcome::Unsupported`] with the opcode bytes.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -33,6 +35,7 @@ mod operand;
 mod port;
 mod segment;
 mod string;
+pub mod task;
 mod vector;
 
 use fetch::Code;

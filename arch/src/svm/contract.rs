@@ -7,7 +7,8 @@ use super::{
 };
 use core::fmt;
 use x86defs::{
-    Efer, Exception, Gprs, Owner, Resume, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuState, paging::PagingContext,
+    Efer, Exception, Gprs, Owner, Resume, Segment, SegmentRegister, TaskSwitch, UnknownMsr, Vcpu, VcpuState,
+    paging::PagingContext,
 };
 
 impl Vcpu for SvmVcpu {
@@ -102,6 +103,9 @@ impl Vcpu for SvmVcpu {
     }
     fn set_state(&mut self, state: &VcpuState) {
         self.write_state(state);
+    }
+    fn enter_task(&mut self, switch: &TaskSwitch, state: &VcpuState, exception: Option<Exception>) {
+        self.write_task(switch, state, exception);
     }
 
     fn read_msr(&self, index: u32) -> Result<u64, UnknownMsr> {

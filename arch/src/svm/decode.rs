@@ -16,6 +16,13 @@ pub struct Extent {
     pub long: bool,
 }
 
+/// Where an instruction that switches tasks begins and ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Transfer {
+    pub rip: u64,
+    pub next_rip: u64,
+}
+
 /// What decoding needs of a vCPU.
 pub trait Source {
     fn control(&self) -> &Control;
@@ -24,6 +31,8 @@ pub trait Source {
     fn question(&mut self) -> &mut Question;
     /// The extent of the instruction that has made the exit `code`. Asked only for exits whose answer completes it.
     fn extent(&mut self, code: u32) -> Extent;
+    /// Where it is, if the instruction at RIP is a CALL, JMP, IRET or INT n that switches tasks.
+    fn transfer(&mut self) -> Transfer;
     /// Called for exits that are not the guest's question but the host's own business: an interrupt, an NMI, a machine check.
     fn serve(&mut self, code: u32) -> Exit;
 }
@@ -96,7 +105,7 @@ fn seldom_question<V: Source>(vcpu: &mut V, code: u32) -> Exit {
         exit_code::INTR..=exit_code::INIT | exit_code::IRET | exit_code::EXCEPTION_MC => return vcpu.serve(code),
         exit_code::EXCEPTION..=exit_code::EXCEPTION_LAST => return Exit::Exception(exception(code, control)),
         exit_code::SHUTDOWN => return Exit::TripleFault,
-        exit_code::TASK_SWITCH => return Exit::TaskSwitch(task_switch(control)),
+        exit_code::TASK_SWITCH => return Exit::TaskSwitch(task_switch(vcpu)),
         exit_code::INVLPGA
         | exit_code::VMRUN
         | exit_code::VMLOAD..=exit_code::SKINIT
@@ -204,21 +213,31 @@ const fn exception(code: u32, control: &Control) -> Exception {
 }
 
 /// A task switch (15.14.1).
-fn task_switch(control: &Control) -> TaskSwitch {
+fn task_switch<V: Source>(vcpu: &mut V) -> TaskSwitch {
     const IRET: u64 = 1 << 36;
     const JMP: u64 = 1 << 38;
     const HAS_ERROR_CODE: u64 = 1 << 44;
+    const RESUME_FLAG: u64 = 1 << 48;
+    let transfer = vcpu.transfer();
+    let control = vcpu.control();
     let info = control.exit_info2;
     let reason = if info & IRET != 0 {
         TaskSwitchReason::Iret
     } else if info & JMP != 0 {
         TaskSwitchReason::Jmp
     } else if !int_info(control).is_none() {
-        TaskSwitchReason::Gate { error_code: (info & HAS_ERROR_CODE != 0).then_some(info as u32) }
+        TaskSwitchReason::Gate {
+            error_code: (info & HAS_ERROR_CODE != 0).then_some(info as u32),
+            external: !int_info(control).is_software(),
+        }
     } else {
         TaskSwitchReason::Call
     };
-    TaskSwitch { selector: control.exit_info1 as u16, reason }
+    let rip = match reason {
+        TaskSwitchReason::Gate { external: true, .. } => transfer.rip,
+        _ => transfer.next_rip,
+    };
+    TaskSwitch { selector: control.exit_info1 as u16, reason, rip, resume_flag: info & RESUME_FLAG != 0 }
 }
 
 /// The event whose delivery the exit has cut short (15.7.2), if any.
@@ -273,6 +292,56 @@ pub fn measure(code: u32, bytes: &[u8], long: bool) -> Option<(u8, Gpr)> {
     // MOV to CR ignores ModRM.mod; REX.B extends rm.
     let operand = modrm.map_or(Gpr::Rax, |m| Gpr::from_index(m & 7 | (rex & 1) << 3));
     Some((at as u8 + length as u8, operand))
+}
+
+/// The length in bytes of the far CALL or JMP, IRET, INT n, INT1, INT3 or INTO in `bytes`; `None` if they are no such instruction or too few. `big`: 32-bit
+/// code.
+#[must_use]
+pub fn measure_transfer(bytes: &[u8], big: bool) -> Option<u8> {
+    let (mut operand_32, mut address_32) = (big, big);
+    let mut rest = bytes.iter().copied().take(15).enumerate();
+    let (at, opcode) = loop {
+        let (at, byte) = rest.next()?;
+        match byte {
+            0x66 => operand_32 = !big,
+            0x67 => address_32 = !big,
+            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0xf0 | 0xf2 | 0xf3 => {}
+            _ => break (at, byte),
+        }
+    };
+    let length = match opcode {
+        0x9a | 0xea if operand_32 => 7,
+        0x9a | 0xea => 5,
+        0xcc | 0xce | 0xcf | 0xf1 => 1,
+        0xcd => 2,
+        0xff => {
+            let (_, modrm) = rest.next()?;
+            let (mode, operation, rm) = (modrm >> 6, modrm >> 3 & 7, modrm & 7);
+            if mode == 3 || !matches!(operation, 3 | 5) {
+                return None;
+            }
+            match (address_32, mode, rm) {
+                (false, 0, 6) | (false, 2, _) => 4,
+                (false, 1, _) => 3,
+                (false, ..) => 2,
+                (true, 0, 5) => 6,
+                (true, _, 4) => {
+                    let (_, sib) = rest.next()?;
+                    3 + match mode {
+                        0 if sib & 7 != 5 => 0,
+                        1 => 1,
+                        _ => 4,
+                    }
+                }
+                (true, 0, _) => 2,
+                (true, 1, _) => 3,
+                (true, ..) => 6,
+            }
+        }
+        _ => return None,
+    };
+    let end = at + length;
+    (end <= bytes.len().min(15)).then_some(end as u8)
 }
 
 /// What [`measure`] would find if the instruction had no prefixes: for when it cannot be read.

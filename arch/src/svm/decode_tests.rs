@@ -43,6 +43,9 @@ impl Source for Fake {
     fn extent(&mut self, _: u32) -> Extent {
         Extent { next_rip: 0x4711, operand: Gpr::R9, long: self.long }
     }
+    fn transfer(&mut self) -> Transfer {
+        Transfer { rip: 0x4700, next_rip: 0x4711 }
+    }
     fn serve(&mut self, _: u32) -> Exit {
         Exit::HostInterrupt
     }
@@ -124,6 +127,8 @@ fn ports() {
 #[test]
 fn faults_and_the_rest() {
     let gpa = Gpa(0xfee0_0080);
+    let task = |reason, rip, resume_flag| Exit::TaskSwitch(TaskSwitch { selector: 0x28, reason, rip, resume_flag });
+    let gate = |error_code, external| TaskSwitchReason::Gate { error_code, external };
     for (code, info1, info2, int_info, expected) in [
         (0x400, 0x1_0000_0004, gpa.0, 0, Exit::Stage2Fault { gpa, access: Access::Read }),
         (0x400, 0x1_0000_0006, gpa.0, 0, Exit::Stage2Fault { gpa, access: Access::Write }),
@@ -140,16 +145,14 @@ fn faults_and_the_rest() {
         (u64::MAX, 5, 0, 0, Exit::EntryFailed(EntryFailure { code: u64::MAX, info: 5 })),
         (0xffff_ffff, 0, 0, 0, Exit::EntryFailed(EntryFailure { code: 0xffff_ffff, info: 0 })),
         (0x403, 9, 0, 0, Exit::Unknown { code: 0x403, info: 9 }),
-        (0x7d, 0x28, 0, 0, Exit::TaskSwitch(TaskSwitch { selector: 0x28, reason: TaskSwitchReason::Call })),
-        (0x7d, 0x28, 1 << 36, 0, Exit::TaskSwitch(TaskSwitch { selector: 0x28, reason: TaskSwitchReason::Iret })),
-        (0x7d, 0x28, 1 << 38, 0, Exit::TaskSwitch(TaskSwitch { selector: 0x28, reason: TaskSwitchReason::Jmp })),
-        (
-            0x7d,
-            0x28,
-            1 << 44 | 0x18,
-            0x8000_0b08,
-            Exit::TaskSwitch(TaskSwitch { selector: 0x28, reason: TaskSwitchReason::Gate { error_code: Some(0x18) } }),
-        ),
+        (0x7d, 0x28, 0, 0, task(TaskSwitchReason::Call, 0x4711, false)),
+        (0x7d, 0x28, 1 << 36, 0, task(TaskSwitchReason::Iret, 0x4711, false)),
+        (0x7d, 0x28, 1 << 38, 0, task(TaskSwitchReason::Jmp, 0x4711, false)),
+        (0x7d, 0x28, 1 << 48 | 1 << 44 | 0x18, 0x8000_0b08, task(gate(Some(0x18), true), 0x4700, true)),
+        (0x7d, 0x28, 0, 0x8000_0031, task(gate(None, true), 0x4700, false)),
+        // INT 40H, and INT3, which is an exception here.
+        (0x7d, 0x28, 0, 0x8000_0440, task(gate(None, false), 0x4711, false)),
+        (0x7d, 0x28, 0, 0x8000_0303, task(gate(None, false), 0x4711, false)),
     ] {
         assert_eq!(run(Case { code, info1, info2, int_info, ..PLAIN }).0, expected, "{code:#x}");
     }
@@ -188,6 +191,46 @@ fn instruction_lengths() {
         {
             assert_eq!(shortest(code), length, "{code:#x}");
         }
+    }
+}
+
+#[test]
+fn lengths_of_far_transfers() {
+    for (bytes, big, expected) in [
+        (&[0x9a, 0, 0, 0, 0, 0x28, 0][..], true, Some(7)),
+        (&[0x9a, 0, 0, 0x28, 0], false, Some(5)),
+        (&[0x66, 0xea, 0, 0, 0, 0, 0x28, 0], false, Some(8)),
+        (&[0x66, 0xea, 0, 0, 0x28, 0], true, Some(6)),
+        (&[0xcf], true, Some(1)),
+        (&[0xcd, 0x40], true, Some(2)),
+        (&[0xcc], false, Some(1)),
+        (&[0xce, 0x90], false, Some(1)),
+        // CALL FAR [disp32], [EAX], [EBP+8], [ESI+disp32], [ESP], [EAX*4+disp32], [ESP+8], [ESP+disp32].
+        (&[0xff, 0x1d, 0, 0, 0, 0], true, Some(6)),
+        (&[0xff, 0x18], true, Some(2)),
+        (&[0x2e, 0xff, 0x5d, 8], true, Some(4)),
+        (&[0xff, 0xae, 0, 0, 0, 0], true, Some(6)),
+        (&[0xff, 0x2c, 0x24], true, Some(3)),
+        (&[0xff, 0x2c, 0x85, 0, 0, 0, 0], true, Some(7)),
+        (&[0xff, 0x6c, 0x24, 8], true, Some(4)),
+        (&[0xff, 0xac, 0x24, 0, 0, 0, 0], true, Some(7)),
+        // JMP FAR [disp16], [BX], [BP+8], [SI+disp16]; with the other address size.
+        (&[0xff, 0x2e, 0, 0], false, Some(4)),
+        (&[0xff, 0x2f], false, Some(2)),
+        (&[0xff, 0x6e, 8], false, Some(3)),
+        (&[0xff, 0xac, 0, 0], false, Some(4)),
+        (&[0x67, 0xff, 0x2d, 0, 0, 0, 0], false, Some(7)),
+        (&[0x67, 0xff, 0x2e, 0, 0], true, Some(5)),
+        // Near ones, a register, too few bytes, something else.
+        (&[0xff, 0x15, 0, 0, 0, 0], true, None),
+        (&[0xff, 0xd8], true, None),
+        (&[0xff, 0x1d, 0, 0, 0], true, None),
+        (&[0xff, 0x2c], true, None),
+        (&[0xcd], true, None),
+        (&[0x66; 15], true, None),
+        (&[0x90], true, None),
+    ] {
+        assert_eq!(measure_transfer(bytes, big), expected, "{bytes:x?}");
     }
 }
 

@@ -59,6 +59,18 @@ impl LengthCache {
     }
 }
 
+/// RIP after the far CALL or JMP, IRET or INT n at RIP, outside of 64-bit code.
+#[cold]
+#[must_use]
+pub fn after_transfer(save: &Save, memory: &GuestRam) -> u64 {
+    /// D: 32-bit code.
+    const BIG: u16 = 1 << 10;
+    let mut bytes = [0; 15];
+    let bytes = fetch(save, memory, false, &mut bytes);
+    let length = decode::measure_transfer(bytes, save.cs.attributes & BIG != 0).unwrap_or(1);
+    vcpu::next_rip(save.rip, u64::from(length), false)
+}
+
 #[inline(always)]
 const fn slot(rip: u64) -> usize {
     rip as usize & (ENTRIES - 1)

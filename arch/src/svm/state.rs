@@ -3,10 +3,13 @@
 use super::{
     length,
     vcpu::SvmVcpu,
-    vmcb::{VmcbSegment, clean},
+    vmcb::{INTERRUPT_SHADOW, VmcbSegment, clean},
 };
 use core::fmt;
-use x86defs::{Cr0, Efer, Gpr, Rflags, Segment, SegmentAttributes, SegmentRegister, UnknownMsr, VcpuState, msr};
+use x86defs::{
+    Cr0, Efer, Exception, Gpr, Rflags, Segment, SegmentAttributes, SegmentRegister, TaskSwitch, TaskSwitchReason, UnknownMsr,
+    VcpuState, msr,
+};
 
 /// IA32_PAT after RESET (APM vol. 2, 24593 rev. 3.42, 7.8.2).
 pub(super) const PAT_RESET: u64 = 0x0007_0406_0007_0406;
@@ -80,7 +83,28 @@ impl SvmVcpu {
         }
     }
 
+    /// Sets everything, and forgets queued events and shadows, as INIT does.
     pub(super) fn write_state(&mut self, state: &VcpuState) {
+        self.write_registers(state);
+        self.lazy.init();
+        self.forget_events();
+    }
+
+    /// Goes on in another task of the guest.
+    pub(super) fn write_task(&mut self, switch: &TaskSwitch, state: &VcpuState, exception: Option<Exception>) {
+        self.write_registers(state);
+        self.vmcb.control.interrupt_state &= !INTERRUPT_SHADOW;
+        if switch.reason == TaskSwitchReason::Iret {
+            self.unblock_nmi();
+        }
+        match exception {
+            Some(exception) => self.queue(&exception),
+            None => self.events.clear(),
+        }
+    }
+
+    /// Sets all registers that `state` has.
+    fn write_registers(&mut self, state: &VcpuState) {
         let VcpuState { gprs, rip, rflags, cs, ds, es, fs, gs, ss, ldtr, tr, gdtr, idtr, cr0, cr2, cr3, cr4, efer, dr6, dr7 } =
             state;
         self.frame.gprs = *gprs;
@@ -117,8 +141,6 @@ impl SvmVcpu {
             ss.attributes.dpl()
         };
         self.dirty(clean::ALL);
-        self.lazy.init();
-        self.forget_events();
         self.want_flush();
     }
 

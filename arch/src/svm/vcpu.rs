@@ -4,7 +4,7 @@ use super::{
     Shared,
     asid::{Asid, Flush},
     caps::Caps,
-    decode::{self, Extent, Source},
+    decode::{self, Extent, Source, Transfer},
     length::{self, LengthCache},
     nmi::{DR6_BS, NmiBlocking, Step, StepResult},
     switch::{self, Frame},
@@ -308,6 +308,13 @@ impl SvmVcpu {
         self.todo = self.todo & !todo::NMI_WINDOW | todo::IRET;
     }
 
+    /// An IRET that is completed without being executed.
+    pub(super) fn unblock_nmi(&mut self) {
+        self.nmi = NmiBlocking::Open;
+        self.set_intercept1(intercept1::IRET, false);
+        self.todo &= !todo::IRET;
+    }
+
     pub(super) fn set_nmi_window(&mut self, wanted: bool) {
         self.todo = if wanted { self.todo | todo::NMI_WINDOW } else { self.todo & !todo::NMI_WINDOW };
     }
@@ -370,6 +377,16 @@ impl Source for SvmVcpu {
         } else {
             supplied(code, &self.vmcb, self.assists, &mut self.lengths, &self.memory)
         }
+    }
+
+    fn transfer(&mut self) -> Transfer {
+        let save = &self.vmcb.save;
+        let next_rip = match self.vmcb.control.next_rip {
+            known if known != 0 && self.assists != Assists::None => known,
+            // It is not among the exits for which every CPU says it (15.7.1).
+            _ => length::after_transfer(save, &self.memory),
+        };
+        Transfer { rip: save.rip, next_rip }
     }
 
     #[cold]

@@ -3,7 +3,7 @@
 use super::{spec::PrimaryControls, spec::control, spec::guest, vcpu::VmxVcpu};
 use core::fmt;
 use x86defs::{
-    Exception, Gpr, Gprs, Owner, Resume, Segment, SegmentRegister, UnknownMsr, Vcpu, VcpuState, paging::PagingContext,
+    Exception, Gpr, Gprs, Owner, Resume, Segment, SegmentRegister, TaskSwitch, UnknownMsr, Vcpu, VcpuState, paging::PagingContext,
 };
 
 impl Vcpu for VmxVcpu {
@@ -97,6 +97,9 @@ impl Vcpu for VmxVcpu {
     }
     fn set_state(&mut self, state: &VcpuState) {
         self.write_state(state);
+    }
+    fn enter_task(&mut self, switch: &TaskSwitch, state: &VcpuState, exception: Option<Exception>) {
+        self.write_task(switch, state, exception);
     }
 
     fn read_msr(&self, index: u32) -> Result<u64, UnknownMsr> {

@@ -2,14 +2,16 @@
 //!
 //! Manual: see [`super::spec`]. Exit qualifications: 29.2.1; vectored events: 29.2.2 to 29.2.4.
 
-use super::spec::{interruption, reason, ro};
+use super::spec::{guest, interruption, reason, ro};
+use crate::event::Event;
 use x86defs::{
-    Access, ControlRegister, Cr0, EntryFailure, Exception, Exit, Gpa, Gpr, Owner, TaskSwitch, TaskSwitchReason, Width, vector,
+    Access, ControlRegister, Cr0, EntryFailure, Exception, Exit, Gpa, Gpr, Owner, Rflags, TaskSwitch, TaskSwitchReason, Width,
+    vector,
 };
 
 /// What decoding needs to know. Each field is read only if the exit reason defines it, because a nested VMREAD is an exit itself.
 pub trait Fields {
-    /// A read-only field of the VMCS.
+    /// A read-only field of the VMCS, or RIP or RFLAGS.
     fn field(&self, field: u32) -> u64;
     fn gpr(&self, register: Gpr) -> u64;
     /// CR0 as the guest sees it.
@@ -101,7 +103,10 @@ fn seldom_question<F: Fields>(raw: u32, f: &mut F) -> Exit {
             exception(f)
         }
         reason::TRIPLE_FAULT => Exit::TripleFault,
-        reason::TASK_SWITCH => task_switch(f),
+        reason::TASK_SWITCH => {
+            f.serve(reason::TASK_SWITCH);
+            task_switch(f)
+        }
         reason::INVD | reason::WBINVD => Exit::CacheFlush,
         reason::RDPMC => Exit::Rdpmc { index: f.gpr(Gpr::Rcx) as u32 },
         reason::RDTSC | reason::RDTSCP => Exit::Rdtsc,
@@ -239,7 +244,8 @@ fn exception<F: Fields>(f: &F) -> Exit {
     Exit::Exception(Exception { vector: number, error_code, cr2 })
 }
 
-/// Exit qualification (29.2.1): selector in bits 15:0, cause in 31:30. A task gate's error code comes with the interrupted event.
+/// Exit qualification (29.2.1): selector in bits 15:0, cause in 31:30. A task gate's error code comes with the interrupted event. The saved RIP is that
+/// of the instruction which has made the switch, or an event's; the saved RF is the old task's already (29.3.3).
 #[inline(never)]
 fn task_switch<F: Fields>(f: &F) -> Exit {
     let qualification = f.field(ro::EXIT_QUALIFICATION);
@@ -251,10 +257,19 @@ fn task_switch<F: Fields>(f: &F) -> Exit {
             let info = f.field(ro::IDT_VECTORING_INFO) as u32;
             let pushes = interruption::VALID | interruption::ERROR_CODE_VALID;
             let error_code = if info & pushes == pushes { Some(f.field(ro::IDT_VECTORING_ERR_CODE) as u32) } else { None };
-            TaskSwitchReason::Gate { error_code }
+            TaskSwitchReason::Gate { error_code, external: !Event::from_hardware(info, 0).is_software() }
         }
     };
-    Exit::TaskSwitch(TaskSwitch { selector: qualification as u16, reason })
+    let length = match reason {
+        TaskSwitchReason::Gate { external: true, .. } => 0,
+        _ => f.field(ro::VMEXIT_INSTRUCTION_LEN) & 0xf,
+    };
+    Exit::TaskSwitch(TaskSwitch {
+        selector: qualification as u16,
+        reason,
+        rip: f.field(guest::RIP).wrapping_add(length) & 0xffff_ffff,
+        resume_flag: f.field(guest::RFLAGS) & Rflags::RF.bits() != 0,
+    })
 }
 
 #[cfg(test)]
@@ -327,6 +342,9 @@ mod tests {
     const GPA: u32 = ro::GUEST_PHYSICAL_ADDR_FULL;
     const INFO: u32 = ro::VMEXIT_INTERRUPTION_INFO;
     const VECTORING: u32 = ro::IDT_VECTORING_INFO;
+    const LENGTH: u32 = ro::VMEXIT_INSTRUCTION_LEN;
+    const RIP: u32 = guest::RIP;
+    const FLAGS: u32 = guest::RFLAGS;
 
     #[test]
     fn every_reason_decodes_and_reads_only_what_it_defines() {
@@ -336,7 +354,8 @@ mod tests {
         let failed = |code, info| Exit::EntryFailed(EntryFailure { code, info });
         let fault = |gpa, access| Exit::Stage2Fault { gpa: Gpa(gpa), access };
         let raised = |vector, error_code, cr2| Exit::Exception(Exception { vector, error_code, cr2 });
-        let task = |selector, reason| Exit::TaskSwitch(TaskSwitch { selector, reason });
+        let task = |selector, reason, rip| Exit::TaskSwitch(TaskSwitch { selector, reason, rip, resume_flag: rip == 0x1000 });
+        let gate = |error_code, external| TaskSwitchReason::Gate { error_code, external };
         // Exit reason, the fields that it defines, the question.
         type Row = (u32, &'static [(u32, u64)], Exit);
         let table: &[Row] = &[
@@ -371,18 +390,19 @@ mod tests {
             (4, &[(Q, 0x9a)], unknown(4, 0x9a)),
             (7, &[], Exit::InterruptWindow),
             (8, &[], Exit::NmiWindow),
-            (9, &[(Q, 0x28)], task(0x28, TaskSwitchReason::Call)),
-            (9, &[(Q, 0x4000_0028)], task(0x28, TaskSwitchReason::Iret)),
-            (9, &[(Q, 0x8000_0030)], task(0x30, TaskSwitchReason::Jmp)),
+            (9, &[(Q, 0x28), (LENGTH, 7), (RIP, 0x1000), (FLAGS, 2)], task(0x28, TaskSwitchReason::Call, 0x1007)),
+            (9, &[(Q, 0x4000_0028), (LENGTH, 1), (RIP, 0x1000), (FLAGS, 2)], task(0x28, TaskSwitchReason::Iret, 0x1001)),
+            (9, &[(Q, 0x8000_0030), (LENGTH, 2), (RIP, 0xffff_ffff), (FLAGS, 2)], task(0x30, TaskSwitchReason::Jmp, 1)),
             (
                 9,
-                &[(Q, 0xc000_0030), (ro::IDT_VECTORING_INFO, 0x8000_0b08), (ro::IDT_VECTORING_ERR_CODE, 0)],
-                task(0x30, TaskSwitchReason::Gate { error_code: Some(0) }),
+                &[(Q, 0xc000_0030), (VECTORING, 0x8000_0b08), (ro::IDT_VECTORING_ERR_CODE, 0), (RIP, 0x1000), (FLAGS, 0x1_0002)],
+                task(0x30, gate(Some(0), true), 0x1000),
             ),
+            (9, &[(Q, 0xc000_0030), (VECTORING, 0x8000_0020), (RIP, 0x1010), (FLAGS, 2)], task(0x30, gate(None, true), 0x1010)),
             (
                 9,
-                &[(Q, 0xc000_0030), (ro::IDT_VECTORING_INFO, 0x8000_0020)],
-                task(0x30, TaskSwitchReason::Gate { error_code: None }),
+                &[(Q, 0xc000_0030), (VECTORING, 0x8000_0440), (LENGTH, 2), (RIP, 0x1010), (FLAGS, 2)],
+                task(0x30, gate(None, false), 0x1012),
             ),
             (12, &[], Exit::Hlt),
             (13, &[], CacheFlush),
@@ -415,7 +435,7 @@ mod tests {
         for (raw, fields, exit) in table {
             let mut fake = Fake::new(fields);
             assert_eq!(decode(*raw, &mut fake), *exit, "reason {raw:#x}, {fields:x?}");
-            assert_eq!(fake.served.is_some(), matches!(raw, 0 | 1 | 7 | 8 | 44 | 49 | 52 | 0x8000_0029), "reason {raw:#x}");
+            assert_eq!(fake.served.is_some(), matches!(raw, 0 | 1 | 7 | 8 | 9 | 44 | 49 | 52 | 0x8000_0029), "reason {raw:#x}");
             assert_eq!(fake.control.is_some(), *raw == 28);
             assert_eq!(fake.width, if let PortRead { width, .. } = exit { Some(*width) } else { None });
             let mut reads = fake.reads.into_inner();
@@ -461,7 +481,7 @@ mod tests {
                 let info = u64::from(info);
                 let fields = [
                     (Q, q), (GPA, q), (INFO, info), (ro::VMEXIT_INTERRUPTION_ERR_CODE, info), (ro::IDT_VECTORING_INFO, info),
-                    (ro::IDT_VECTORING_ERR_CODE, info),
+                    (ro::IDT_VECTORING_ERR_CODE, info), (LENGTH, info), (RIP, q), (FLAGS, q),
                 ];
                 let mut fake = Fake { long, ..Fake::new(&fields) };
                 if let Exit::PortWrite { width, value, .. } = decode(raw, &mut fake) {

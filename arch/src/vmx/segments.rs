@@ -55,10 +55,9 @@ pub const fn prepare(register: SegmentRegister, segment: Segment) -> (u32, u32) 
             rights = rights & 0xf0e0 & !UNUSABLE | kind | 0x80;
         }
         SegmentRegister::Ldtr if rights & UNUSABLE == 0 => rights = rights & 0xf0e0 | 2,
-        SegmentRegister::Cs => {
-            // CS is always usable, and accessed.
-            rights = rights & !UNUSABLE | 0x91;
-        }
+        // CS is always usable, and accessed. It has nothing in it only when a task switch has failed to load it.
+        SegmentRegister::Cs if rights & UNUSABLE != 0 => rights = rights & 0x60 | 0x9b,
+        SegmentRegister::Cs => rights |= 0x91,
         _ if rights & UNUSABLE == 0 => rights |= 0x11,
         _ => {}
     }
@@ -111,6 +110,14 @@ mod tests {
         assert_eq!(tr(0x81), 0x83);
         assert_eq!(tr(0), 0x8b);
         assert_eq!(tr(0x1000), 0x8b);
+    }
+
+    #[test]
+    fn a_code_segment_that_could_not_be_loaded_is_enterable() {
+        let cs = |raw| prepare(Cs, Segment { attributes: SegmentAttributes(raw), ..Segment::default() }).1;
+        assert_eq!(cs(0x1060), 0xfb, "with the privilege level that it is to have");
+        assert_eq!(cs(0), 0x9b);
+        assert_eq!(cs(0xc9a), 0xc09b & !0x8000, "a limit below 4 KiB is not granular");
     }
 
     #[test]

@@ -5,13 +5,17 @@
 use super::{
     caps::Controls,
     segments,
-    spec::{EntryControls, control, guest},
+    spec::{EntryControls, control, guest, interruptibility},
     vcpu::{VmxVcpu, read_dr6, write_dr6},
 };
-use crate::{cpu::cr, vcpu::SyscallMsrs};
+use crate::{
+    cpu::cr,
+    event::EventKind,
+    vcpu::{Registers, SyscallMsrs},
+};
 use x86defs::{
-    ControlRegister, Cr0, Cr4, DescriptorTable, Efer, Gpa, GuestMemoryExt, Rflags, Segment, SegmentRegister, UnknownMsr,
-    VcpuState, msr, paging::PagingContext,
+    ControlRegister, Cr0, Cr4, DescriptorTable, Efer, Exception, Gpa, GuestMemoryExt, Rflags, Segment, SegmentRegister,
+    TaskSwitch, TaskSwitchReason, UnknownMsr, VcpuState, msr, paging::PagingContext,
 };
 
 /// PAT after RESET (SDM vol. 3A, 13.12.4).
@@ -237,11 +241,33 @@ impl VmxVcpu {
 
     /// Sets everything, and forgets queued events and shadows, as INIT does.
     pub(super) fn write_state(&mut self, state: &VcpuState) {
+        self.events.clear();
+        self.nmi_in_service = false;
+        self.write_registers(state);
+        self.vmcs.write(guest::IA32_DEBUGCTL_FULL, 0);
+        self.write_interruptibility(0);
+        self.lazy.init();
+    }
+
+    /// Goes on in another task of the guest.
+    pub(super) fn write_task(&mut self, switch: &TaskSwitch, state: &VcpuState, exception: Option<Exception>) {
+        self.write_registers(state);
+        // An IRET ends the blocking of NMIs in every case, and an NMI begins it.
+        let nmi = self.events.peek().kind() == Some(EventKind::Nmi);
+        self.nmi_in_service |= nmi;
+        let kept = if switch.reason == TaskSwitchReason::Iret { 0 } else { self.interruptibility() & interruptibility::NMI };
+        self.write_interruptibility(kept | if nmi { interruptibility::NMI } else { 0 });
+        match exception {
+            Some(exception) => self.raise(&exception),
+            None => self.events.clear(),
+        }
+    }
+
+    /// Sets all registers that `state` has.
+    fn write_registers(&mut self, state: &VcpuState) {
         // Destructured, so that a new register is not forgotten here.
         let VcpuState { gprs, rip, rflags, cs, ds, es, fs, gs, ss, ldtr, tr, gdtr, idtr, cr0, cr2, cr3, cr4, efer, dr6, dr7 } =
             *state;
-        self.events.clear();
-        self.nmi_in_service = false;
         *self.all_gprs_mut() = gprs;
         self.write_rip(rip);
         self.write_rflags(valid_rflags(rflags));
@@ -274,13 +300,10 @@ impl VmxVcpu {
             // 28.3.1.1: bits 63:32 must be zero.
             (guest::DR7, dr7 & 0xffff_ffff | 1 << 10),
             (guest::PENDING_DBG_EXCEPTIONS, 0),
-            (guest::IA32_DEBUGCTL_FULL, 0),
             (guest::ACTIVITY_STATE, 0),
         ] {
             self.vmcs.write(field, value);
         }
-        self.write_interruptibility(0);
-        self.lazy.init();
         if uses_pdptes(cr0, cr4, with_lma(efer, cr0)) {
             self.load_pdptes();
         }

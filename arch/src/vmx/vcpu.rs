@@ -307,7 +307,7 @@ impl VmxVcpu {
         self.vmcs.write(guest::RFLAGS, rflags);
     }
 
-    fn interruptibility(&self) -> u32 {
+    pub(super) fn interruptibility(&self) -> u32 {
         self.cached(valid::INTERRUPTIBILITY, &self.cached.interruptibility, || {
             self.vmcs.read(guest::INTERRUPTIBILITY_STATE) as u32
         })

@@ -13,6 +13,7 @@ mod pvclock;
 mod run;
 #[cfg(test)]
 mod smp_tests;
+mod task;
 #[cfg(test)]
 mod tests;
 mod virtual_apic;
@@ -55,7 +56,6 @@ pub enum CrashReason {
     EntryFailed(EntryFailure),
     /// The guest executes at a guest-physical address that is not RAM.
     ExecuteOutsideRam(Gpa),
-    TaskSwitch,
     UnknownExit {
         code: u64,
         info: u64,
@@ -72,7 +72,6 @@ impl fmt::Display for CrashReason {
                 write!(f, "executes at {gpa}, which is not RAM")
             }
             Self::EntryFailed(e) => write!(f, "the CPU refused to enter the guest: code {:#x}, info {:#x}", e.code, e.info),
-            Self::TaskSwitch => write!(f, "hardware task switch, which is not supported yet"),
             Self::UnknownExit { code, info } => write!(f, "unknown exit {code:#x}, info {info:#x}"),
         }
     }

@@ -92,7 +92,7 @@ impl<P: Platform> VirtCpu<P> {
             Exit::HostNmi => return Err(Stop::Preempted),
             Exit::VirtualEoi { vector } => return self.virtual_eoi(cx, vector),
             Exit::VirtualApicWrite { offset } => self.apic.virtual_write(offset),
-            Exit::TaskSwitch(_) => return Err(Stop::Crash(CrashReason::TaskSwitch)),
+            Exit::TaskSwitch(switch) => return self.task_switch(&switch),
             Exit::TripleFault => return Err(Stop::Crash(CrashReason::TripleFault)),
             Exit::Unknown { code, info } => return Err(Stop::Crash(CrashReason::UnknownExit { code, info })),
             Exit::EntryFailed(failure) => return Err(Stop::Crash(CrashReason::EntryFailed(failure))),

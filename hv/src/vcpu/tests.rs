@@ -14,7 +14,8 @@ use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::sync::atomic::Ordering;
 use devices::interrupt::Trigger;
 use x86defs::{
-    Access, Attention, ControlRegister, Exception, Exit, Gpa, Gpr, GuestMemory, GuestMemoryExt, Resume, Rflags, Vcpu, Width,
+    Access, Attention, ControlRegister, Exception, Exit, Gpa, Gpr, GuestMemory, GuestMemoryExt, Resume, Rflags, TaskSwitch,
+    TaskSwitchReason, Vcpu, Width,
 };
 
 /// A multiboot1 image by the a.out kludge: header at the start, loaded to 1 MiB.
@@ -281,4 +282,42 @@ fn a_host_interrupt_stops_the_vcpu_only_for_others() {
     assert_eq!(rig.run(), Stop::Preempted);
     assert_eq!(rig.run(), Stop::Preempted, "an NMI");
     assert_eq!(rig.vcpu.stats.exits, 6);
+}
+
+/// A GDT at 0x1000 with a TSS of type `kind` at 0x2000, whose task has a code and a data segment, and the old one at 0x3000.
+fn with_tasks(rig: &mut Rig, kind: u64) {
+    let memory = &rig.vcpu.vm.memory;
+    let tss = |base: u64, kind: u64| 103 | base << 16 | kind << 40;
+    for (n, value) in [0, 0xcf_9a00_0000_ffff, 0xcf_9200_0000_ffff, tss(0x2000, kind), tss(0x3000, 0x8b)].into_iter().enumerate()
+    {
+        memory.write(Gpa(0x1000 + 8 * n as u64), &u64::to_le_bytes(value)).unwrap();
+    }
+    for (offset, value) in [(0x20, 0x7000u32), (0x24, 2), (0x4c, 8), (0x50, 0x10)] {
+        memory.write(Gpa(0x2000 + offset), &value.to_le_bytes()).unwrap();
+    }
+    let state = &mut rig.vcpu.hw.state;
+    state.gdtr = x86defs::DescriptorTable { base: 0x1000, limit: 0x27 };
+    state.tr = x86defs::Segment { selector: 0x20, attributes: x86defs::SegmentAttributes(0x8b), limit: 103, base: 0x3000 };
+}
+
+#[test]
+fn a_task_switch_enters_the_new_task_or_faults_in_the_old_one() {
+    let switch = TaskSwitch { selector: 0x18, reason: TaskSwitchReason::Call, rip: 0x1234, resume_flag: false };
+    let mut rig = Rig::new(&[Exit::TaskSwitch(switch)]);
+    with_tasks(&mut rig, 0x89);
+    assert_eq!(rig.answers(), []);
+    let hw = &rig.vcpu.hw;
+    assert_eq!((hw.state.rip, hw.state.tr.selector, hw.exceptions.len()), (0x7000, 0x18, 0));
+    assert_eq!(rig.vcpu.vm.memory.read_u32(Gpa(0x3020)), Ok(0x1234));
+
+    let mut rig = Rig::new(&[Exit::TaskSwitch(switch)]);
+    with_tasks(&mut rig, 0x8b);
+    assert_eq!(rig.answers(), [Resume::Fault(Exception::gp(0x18))]);
+
+    // DS of the new task lies beyond the table.
+    let mut rig = Rig::new(&[Exit::TaskSwitch(switch)]);
+    with_tasks(&mut rig, 0x89);
+    rig.vcpu.vm.memory.write(Gpa(0x2054), &[0x28]).unwrap();
+    assert_eq!(rig.answers(), []);
+    assert_eq!(rig.vcpu.hw.exceptions, [Exception::ts(0x28)]);
 }
