@@ -135,6 +135,8 @@ fn walk_quickly<M: GuestMemory + ?Sized>(
 pub struct FetchCache {
     /// By their numbers' low bits.
     pages: [FetchedPage; 8],
+    /// What those had to make room for, by the next bits.
+    evicted: [FetchedPage; 8],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -148,16 +150,21 @@ struct FetchedPage {
 }
 
 impl FetchCache {
+    /// No page has an odd address.
+    const NO_PAGE: u64 = 1;
+
     /// Knows nothing.
     #[must_use]
     pub const fn new() -> Self {
-        // No page has an odd address.
-        Self { pages: [FetchedPage { cr3: 0, page: 1, entries: [(Gpa(0), 0); 4], frame: 0 }; 8] }
+        const NOTHING: FetchedPage = FetchedPage { cr3: 0, page: FetchCache::NO_PAGE, entries: [(Gpa(0), 0); 4], frame: 0 };
+        Self { pages: [NOTHING; 8], evicted: [NOTHING; 8] }
     }
 
     /// Must be called when CR4.LA57 may have changed.
     pub fn forget(&mut self) {
-        *self = Self::new();
+        for known in self.pages.iter_mut().chain(&mut self.evicted) {
+            known.page = Self::NO_PAGE;
+        }
     }
 
     const fn slot(page: u64) -> usize {
@@ -165,13 +172,23 @@ impl FetchCache {
         ((page >> 12 ^ page >> 15) & 7) as usize
     }
 
+    const fn second_slot(page: u64) -> usize {
+        (page >> 15 & 7) as usize
+    }
+
     /// Where the CPU, in 64-bit mode, has just executed code at `gva`; `None` if that has to be found by a [`FetchCache::walk`].
     #[inline(never)]
     #[must_use]
     pub fn find<M: GuestMemory + ?Sized>(&self, memory: &M, cr3: u64, gva: Gva) -> Option<Gpa> {
         let (page, offset) = (gva.0 & !0xfff, gva.0 & 0xfff);
-        let known = &self.pages[Self::slot(page)];
-        (known.page == page && known.cr3 == cr3 && memory.entries_hold(&known.entries)).then_some(Gpa(known.frame | offset))
+        let mut known = &self.pages[Self::slot(page)];
+        if known.page != page || known.cr3 != cr3 {
+            known = &self.evicted[Self::second_slot(page)];
+            if known.page != page || known.cr3 != cr3 {
+                return None;
+            }
+        }
+        memory.entries_hold(&known.entries).then_some(Gpa(known.frame | offset))
     }
 
     /// What [`translate_quickly`] gives for the fetch of code at `gva`; remembered for [`FetchCache::find`].
@@ -186,7 +203,12 @@ impl FetchCache {
             level += 1;
         })?;
         let page = gva.0 & !0xfff;
-        self.pages[Self::slot(page)] = FetchedPage { cr3: ctx.cr3, page, entries, frame: gpa.0 & !0xfff };
+        let new = FetchedPage { cr3: ctx.cr3, page, entries, frame: gpa.0 & !0xfff };
+        let before = core::mem::replace(&mut self.pages[Self::slot(page)], new);
+        // What is not in use any more (or is walked again, because its tables have changed) would be in the way of others.
+        if before.page != page || before.cr3 != ctx.cr3 {
+            self.evicted[Self::second_slot(before.page)] = before;
+        }
         Some(gpa)
     }
 }

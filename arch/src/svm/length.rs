@@ -24,19 +24,34 @@ struct Entry {
 }
 
 /// Where instructions end that have exited, by RIP, address space and kind of exit.
-pub struct LengthCache([Entry; ENTRIES]);
+pub struct LengthCache {
+    /// By the low bits of RIP.
+    entries: [Entry; ENTRIES],
+    /// What those had to make room for, by the next bits of RIP.
+    evicted: [Entry; ENTRIES],
+}
 
 impl LengthCache {
     #[must_use]
     pub const fn new() -> Self {
         // No exit has a key of all ones.
-        Self([Entry { rip: 0, key: u64::MAX, next_rip: 0 }; ENTRIES])
+        const NOTHING: Entry = Entry { rip: 0, key: u64::MAX, next_rip: 0 };
+        Self { entries: [NOTHING; ENTRIES], evicted: [NOTHING; ENTRIES] }
     }
 
     /// The extent of the instruction at RIP, which has made the exit `code`.
     #[inline(always)]
     pub fn extent(&mut self, code: u32, save: &Save, memory: &GuestRam) -> Extent {
-        let entry = &self.0[slot(save.rip)];
+        let entry = &self.entries[slot(save.rip)];
+        if entry.rip == save.rip && entry.key == key(code, save) {
+            return Extent { next_rip: entry.next_rip, operand: Gpr::Rax, long: false };
+        }
+        self.search(code, save, memory)
+    }
+
+    #[inline(never)]
+    fn search(&mut self, code: u32, save: &Save, memory: &GuestRam) -> Extent {
+        let entry = &self.evicted[second_slot(save.rip)];
         if entry.rip == save.rip && entry.key == key(code, save) {
             return Extent { next_rip: entry.next_rip, operand: Gpr::Rax, long: false };
         }
@@ -53,7 +68,9 @@ impl LengthCache {
         let next_rip = vcpu::next_rip(save.rip, u64::from(length), long);
         // An operand cannot be cached: boot loaders do put different MOVs to CR4 at one address.
         if !(exit_code::CR0_READ..=exit_code::CR15_WRITE).contains(&code) {
-            self.0[slot(save.rip)] = Entry { rip: save.rip, key: key(code, save), next_rip };
+            let entry = Entry { rip: save.rip, key: key(code, save), next_rip };
+            let before = core::mem::replace(&mut self.entries[slot(save.rip)], entry);
+            self.evicted[second_slot(before.rip)] = before;
         }
         Extent { next_rip, operand, long }
     }
@@ -74,6 +91,11 @@ pub fn after_transfer(save: &Save, memory: &GuestRam) -> u64 {
 #[inline(always)]
 const fn slot(rip: u64) -> usize {
     rip as usize & (ENTRIES - 1)
+}
+
+#[inline(always)]
+const fn second_slot(rip: u64) -> usize {
+    slot(rip / ENTRIES as u64)
 }
 
 /// Exit code, CS base and CR3 in one word: bits 63:56, 51:20 and 51:0. Two that differ in base and CR3 alike can collide, with the consequence above.

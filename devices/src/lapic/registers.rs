@@ -132,7 +132,7 @@ impl LocalApic {
         }
     }
 
-    /// The x2APIC writes on which systems spend their time: EOI, IPI to oneself, initial count. `None`: nothing is done yet, and
+    /// The x2APIC writes on which systems spend their time: EOI, TPR, IPI to oneself, initial count. `None`: nothing is done yet, and
     /// [`LocalApic::msr_write`] knows.
     #[inline(always)]
     pub fn quick_msr_write(&self, clock: impl TimeSource, index: u32, value: u64) -> Option<QuickEffect> {
@@ -155,6 +155,14 @@ impl LocalApic {
             x2apic::TMICT if value <= u64::from(u32::MAX) => {
                 self.write_initial_count(clock.now(), value as u32);
                 Some(QuickEffect::Timer)
+            }
+            x2apic::TPR if value <= 0xff => {
+                self.set_tpr(value as u8);
+                Some(QuickEffect::None)
+            }
+            x2apic::SELF_IPI if value <= 0xff => {
+                self.send_to_self(value as u8);
+                Some(QuickEffect::None)
             }
             _ => None,
         }

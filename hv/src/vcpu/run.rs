@@ -275,7 +275,9 @@ impl<P: Platform> VirtCpu<P> {
             ControlRegister::Cr0 => control::check_cr0(&now, value),
             ControlRegister::Cr3 => Ok(value),
             ControlRegister::Cr4 => {
-                self.fetches.forget();
+                if (now.cr4 ^ value) & x86defs::Cr4::LA57.bits() != 0 {
+                    self.fetches.forget();
+                }
                 control::check_cr4(&now, value, self.cpuid.cr4_allowed())
             }
             ControlRegister::Cr8 if value > 15 => Err(control::Gp),
