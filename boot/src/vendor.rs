@@ -18,7 +18,12 @@ use x86defs::VirtFeature;
 pub fn run(boot: &BootInfo) -> ! {
     match virt::detect() {
         Ok(Virtualisation::Svm(svm)) => start(&svm.features(), svm, boot),
-        Ok(Virtualisation::Vmx(vmx)) => start(&vmx.features(), vmx, boot),
+        Ok(Virtualisation::Vmx(mut vmx)) => {
+            if !boot.options.apicv {
+                vmx.disable_virtual_apic();
+            }
+            start(&vmx.features(), vmx, boot)
+        }
         Err(reason) => cannot_run(&reason),
     }
 }

@@ -31,6 +31,8 @@ pub struct Options {
     pub mem: Option<u64>,
     /// At most so many CPUs are started (`maxcpus=`, `nosmp`); at least one.
     pub maxcpus: Option<u32>,
+    /// Local APICs are virtualised by CPUs that can (`apicv=`).
+    pub apicv: bool,
     /// How the host's CPUs are shared among the guests (`sched=`).
     pub sched: SchedulerKind,
     /// How far the host's local time is ahead of UTC, in seconds (`utc_offset=`). The host's clock is taken to show UTC.
@@ -53,6 +55,7 @@ impl Default for Options {
             noreboot: false,
             mem: None,
             maxcpus: None,
+            apicv: true,
             sched: SchedulerKind::Credit2,
             utc_offset: 0,
             conswitch: ConsoleSwitch::default(),
@@ -297,6 +300,7 @@ impl Options {
                     self.maxcpus = Some(1);
                 }
             }
+            "apicv" => self.apicv = given.boolean().ok_or(Refusal::Bad(BOOLEAN))?,
             "sched" => {
                 self.sched = match given.text() {
                     "credit2" => SchedulerKind::Credit2,
@@ -525,6 +529,7 @@ mod tests {
             assert!(!ok(&std::format!("noreboot {no}")).noreboot, "{no}");
         }
         assert_eq!(ok("nosmp").maxcpus, Some(1));
+        assert!(ok("").apicv && !ok("apicv=off").apicv && !ok("no-apicv").apicv);
         assert_eq!(ok("nosmp=off").maxcpus, None);
         assert_eq!(ok("console_timestamps").console_timestamps, Timestamps::Date);
         assert_eq!(ok("console_timestamps=datems no-console_timestamps").console_timestamps, Timestamps::None);

@@ -12,7 +12,7 @@ use crate::{
     run::Module,
     vcpu::{CpuidPolicy, CrashReason, MsrState, VirtCpu, Xcr0Policy},
 };
-use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::{
     fmt,
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -52,6 +52,7 @@ impl fmt::Display for End {
 pub struct Blueprint {
     pub config: GuestConfig,
     kernel: &'static [u8],
+    kind: loader::Kind,
     ramdisk: Option<&'static [u8]>,
 }
 
@@ -70,15 +71,28 @@ impl Blueprint {
             Some(name) => Some(find(Key::Ramdisk, name)?),
             None => None,
         };
-        if let Err(what) = loader::detect(kernel) {
-            return Err(config.error(Key::Kernel, Reason::Load(loader::LoadError::NotAKernel(what))));
-        }
+        let kind = loader::detect(kernel, config.kernel_format).map_err(|what| {
+            let error = loader::LoadError::NotAKernel(what);
+            config.error(error.key(), Reason::Load(error))
+        })?;
         if let Some(port) = config.isa_debug_exit
             && let Some(port) = Board::claims(port)
         {
             return Err(config.error(Key::IsaDebugExit, Reason::PortInUse { port }));
         }
-        Ok(Self { config, kernel, ramdisk })
+        Ok(Self { config, kernel, kind, ramdisk })
+    }
+
+    /// What kind of kernel it is, and which version if it says so: a Linux, or something else that is started like one.
+    #[must_use]
+    pub fn kernel_kind(&self) -> String {
+        match loader::linux_version(self.kernel).filter(|_| self.kind == loader::Kind::Linux) {
+            None => format!("{}", self.kind),
+            Some(version) if version.starts_with(|c: char| c.is_ascii_digit()) => {
+                format!("Linux {}", version.split(' ').next().unwrap_or(version))
+            }
+            Some(version) => version.into(),
+        }
     }
 
     /// Puts the kernel and what belongs to it into the guest's RAM, and gives the state in which the boot processor enters it.
@@ -95,6 +109,7 @@ impl Blueprint {
         tables.write_to(memory).map_err(|outside| load(outside.into()))?;
         let request = LoadRequest {
             kernel: self.kernel,
+            format: self.config.kernel_format,
             ramdisk: self.ramdisk.map(|data| Ramdisk { name: self.config.ramdisk.as_deref().unwrap_or_default(), data }),
             cmdline: &self.config.cmdline,
             rsdp: tables.rsdp,
@@ -172,7 +187,7 @@ impl<P: Platform> Vm<P> {
         let memory = Arc::new(platform.create_memory(&ranges).map_err(create)?);
         let entry = blueprint.load(&*memory)?;
 
-        let apics: Vec<Arc<LocalApic>> = (0..config.vcpus).map(|n| Arc::new(LocalApic::new(n, n == 0))).collect();
+        let apics: Vec<Arc<LocalApic>> = (0..config.vcpus).map(|n| LocalApic::new_shared(n, n == 0)).collect();
         let now = clock.now(platform);
         if let Some(boot) = apics.first() {
             virtual_wire(boot, now);
@@ -222,7 +237,7 @@ impl<P: Platform> Vm<P> {
                 vcpus: config.vcpus,
                 cr4_allowed: cpuid.cr4_allowed(),
                 intercept_rdtsc: false,
-                apic_page: None,
+                apic_page: Some(apic.clone()),
             };
             let mut hw = platform.create_vcpu(&memory, &hw_config).map_err(create)?;
             if n == 0 {
@@ -231,13 +246,7 @@ impl<P: Platform> Vm<P> {
             let msrs = MsrState::new(&cpuid, layout::LOW_RAM_MAX, tsc_offset);
             vcpus.push(VirtCpu::new(vm.clone(), hw, apic, n, cpuid, msrs, xcr0));
         }
-        log::info!(
-            "guest {}: {} MiB, {} vCPU, {}",
-            config.name,
-            memory.size() >> 20,
-            config.vcpus,
-            loader::linux_version(blueprint.kernel).unwrap_or("multiboot1 kernel")
-        );
+        log::info!("guest {}: {} MiB, {} vCPU, {}", config.name, memory.size() >> 20, config.vcpus, blueprint.kernel_kind());
         Ok((vm, vcpus))
     }
 

@@ -1,4 +1,4 @@
-//! Links the test guest at 1 MiB, as multiboot1 kernels are.
+//! Links the test guest at 1 MiB, as multiboot kernels are.
 
 fn main() {
     let dir = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();

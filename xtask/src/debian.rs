@@ -1,9 +1,9 @@
 //! The default guest: Debian's own cloud kernel, and an initramfs of busybox and one script.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,6 +17,9 @@ use crate::{
 /// Always names the current version of the kernel that Debian makes for virtual machines.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 const BUSYBOX_PACKAGE: &str = "busybox-static";
+/// The current 32-bit kernel, of another architecture than ours.
+const PAE_PACKAGE: &str = "linux-image-686-pae";
+const PAE_ARCHITECTURE: &str = "i386";
 
 /// A terminal's size and type, for the guest to know.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -82,7 +85,8 @@ fn image(unpacked: &Path) -> Result<PathBuf> {
 fn fetch_kernel(folder: &Path, consent: Consent, pick: impl Fn(&Path) -> Result<(PathBuf, PathBuf)>) -> Result<()> {
     tools::need(&[tools::DEBIAN], consent)?;
     tools::need_package_lists(consent)?;
-    let fetch = || unpack(&image_package(&KernelDependencies::ask()?)?, folder, &pick);
+    let apt = Apt::default();
+    let fetch = || unpack(&apt, &image_package(&KernelDependencies::ask(&apt, KERNEL_PACKAGE)?)?, folder, &pick);
     // Old lists name a version that the server no longer has.
     fetch().or_else(|error| {
         eprintln!("xtask: {error:#}; asking for new package lists");
@@ -90,25 +94,128 @@ fn fetch_kernel(folder: &Path, consent: Consent, pick: impl Fn(&Path) -> Result<
     })
 }
 
-struct KernelDependencies(String);
+/// apt for the host's own packages, or for those of another architecture, of which the host need not know anything.
+#[derive(Default)]
+struct Apt {
+    options: Vec<String>,
+}
 
-impl KernelDependencies {
-    fn ask() -> Result<Self> {
-        let output = Command::new("apt-cache").args(["depends", KERNEL_PACKAGE]).output().context("cannot run apt-cache")?;
-        ensure!(output.status.success(), "apt knows no package {KERNEL_PACKAGE}");
-        Ok(Self(String::from_utf8_lossy(&output.stdout).into_owned()))
+impl Apt {
+    /// For another architecture, with package lists of its own in `folder`.
+    fn foreign(architecture: &str, folder: &Path) -> Result<Self> {
+        let (lists, archives) = (folder.join("lists"), folder.join("cache"));
+        fs::create_dir_all(lists.join("partial"))?;
+        fs::create_dir_all(archives.join("archives/partial"))?;
+        let options = [
+            format!("APT::Architecture={architecture}"),
+            format!("APT::Architectures={architecture}"),
+            format!("Dir::State::lists={}", lists.display()),
+            format!("Dir::Cache={}", archives.display()),
+            // What is installed is of the host's architecture.
+            "Dir::State::status=/dev/null".into(),
+        ];
+        let apt = Self { options: options.into() };
+        let _spinner = Spinner::start(&format!("fetching Debian's package lists for {architecture}"));
+        // Some of the lists may be out of reach for a moment; whether what is wanted is in the others shows later.
+        let output = apt.command("apt-get").arg("update").output().context("cannot run apt-get")?;
+        if !output.status.success() {
+            eprintln!("xtask: apt-get update for {architecture}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(apt)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        for option in &self.options {
+            command.args(["-o", option]);
+        }
+        if rustix::process::geteuid().is_root() {
+            // Else apt warns that its own user cannot write here.
+            command.args(["-o", "APT::Sandbox::User=root"]);
+        }
+        command
     }
 }
 
-/// The package with the kernel itself, on which [`KERNEL_PACKAGE`] depends.
-fn image_package(depends: &KernelDependencies) -> Result<String> {
-    depends
-        .0
+struct KernelDependencies {
+    package: &'static str,
+    depends: String,
+}
+
+impl KernelDependencies {
+    fn ask(apt: &Apt, package: &'static str) -> Result<Self> {
+        let output = apt.command("apt-cache").args(["depends", package]).output().context("cannot run apt-cache")?;
+        ensure!(output.status.success(), "apt knows no package {package}");
+        Ok(Self { package, depends: String::from_utf8_lossy(&output.stdout).into_owned() })
+    }
+}
+
+/// The package with the kernel itself, on which the one that was asked about depends.
+fn image_package(dependencies: &KernelDependencies) -> Result<String> {
+    dependencies
+        .depends
         .lines()
         .filter_map(|line| line.trim().strip_prefix("Depends: "))
         .find(|package| package.starts_with("linux-image-"))
         .map(str::to_owned)
-        .with_context(|| format!("{KERNEL_PACKAGE} depends on no kernel"))
+        .with_context(|| format!("{} depends on no kernel", dependencies.package))
+}
+
+/// Debian's 32-bit kernel, and an initramfs for it, from the cache or fetched by apt.
+pub fn pae(cache: &Path, consent: Consent) -> Result<(PathBuf, Vec<u8>)> {
+    let folder = cache.join("debian").join(PAE_ARCHITECTURE);
+    let (kernel, busybox) = (folder.join("vmlinuz"), folder.join("busybox"));
+    if !kernel.is_file() || !busybox.is_file() {
+        tools::need(&[tools::DEBIAN], consent)?;
+        let apt = Apt::foreign(PAE_ARCHITECTURE, &folder.join("apt"))?;
+        unpack(&apt, BUSYBOX_PACKAGE, &folder, |unpacked| Ok((busybox_in(unpacked)?, busybox.clone())))?;
+        let package = image_package(&KernelDependencies::ask(&apt, PAE_PACKAGE)?)?;
+        unpack(&apt, &package, &folder, |unpacked| Ok((image(unpacked)?, kernel.clone())))?;
+        // The lists are large, and old the next time.
+        fs::remove_dir_all(folder.join("apt"))?;
+    }
+    // Our processor executes it, too.
+    Ok((kernel, initramfs_with(&busybox, None)?))
+}
+
+/// [`kernel`], unpacked: the ELF file that is in it, which is entered by the PVH protocol.
+pub fn unpacked_kernel(cache: &Path, consent: Consent) -> Result<PathBuf> {
+    let packed = kernel(cache, consent)?;
+    let folder = cache.join("debian");
+    let vmlinux = folder.join("vmlinux");
+    let time = |path: &Path| fs::metadata(path).and_then(|data| data.modified());
+    if time(&vmlinux).is_ok_and(|unpacked| time(&packed).is_ok_and(|packed| unpacked >= packed)) {
+        return Ok(vmlinux);
+    }
+    tools::need(&[tools::UNPACK], consent)?;
+    let image = fs::read(&packed)?;
+    let payload = payload(&image).with_context(|| format!("{} is no Linux image", packed.display()))?;
+    let program = match payload {
+        [0x02, 0x21, 0x4c, 0x18, ..] => "lz4",
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => "xz",
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
+        [0x1f, 0x8b, ..] => "gzip",
+        _ => bail!("nobody knows what {} is packed by", packed.display()),
+    };
+    let work = tempfile::tempdir_in(&folder)?;
+    let (from, to) = (work.path().join("packed"), work.path().join("vmlinux"));
+    fs::write(&from, payload)?;
+    let mut unpack = Command::new(program);
+    unpack.args(["-d", "-c"]).stdin(File::open(&from)?).stdout(File::create(&to)?).stderr(Stdio::null());
+    // It may not like the size that follows: that is looked at instead of its exit status.
+    unpack.status().with_context(|| format!("cannot run {program}"))?;
+    let size = payload.last_chunk::<4>().map_or(0, |size| u32::from_le_bytes(*size));
+    ensure!(fs::metadata(&to)?.len() == u64::from(size), "{program} cannot unpack {}", packed.display());
+    fs::rename(&to, &vmlinux)?;
+    Ok(vmlinux)
+}
+
+/// What a Linux image has packed, with its size behind it (`payload_offset`, `payload_length` of the boot protocol).
+fn payload(image: &[u8]) -> Option<&[u8]> {
+    let number = |at: usize| Some(u32::from_le_bytes(*image.get(at..)?.first_chunk()?) as usize);
+    let (offset, length) = (number(0x248)?, number(0x24c)?);
+    let start = (usize::from(*image.get(0x1f1)?) + 1) * 512 + offset;
+    image.get(start..start.checked_add(length)?).filter(|_| image.get(0x202..0x206) == Some(b"HdrS"))
 }
 
 /// The statically linked busybox: the installed one, else from the cache or fetched by apt.
@@ -123,25 +230,23 @@ fn busybox(cache: &Path, consent: Consent) -> Result<PathBuf> {
     if !busybox.is_file() {
         tools::need(&[tools::DEBIAN], consent)?;
         tools::need_package_lists(consent)?;
-        unpack(BUSYBOX_PACKAGE, &folder, |unpacked| {
-            let places = ["bin/busybox", "usr/bin/busybox"].map(|p| unpacked.join(p));
-            let found = places.into_iter().find(|p| p.is_file()).context("busybox-static holds no busybox")?;
-            Ok((found, busybox.clone()))
-        })?;
+        unpack(&Apt::default(), BUSYBOX_PACKAGE, &folder, |unpacked| Ok((busybox_in(unpacked)?, busybox.clone())))?;
     }
     Ok(busybox)
 }
 
+/// The busybox in an unpacked package.
+fn busybox_in(unpacked: &Path) -> Result<PathBuf> {
+    let places = ["bin/busybox", "usr/bin/busybox"].map(|p| unpacked.join(p));
+    places.into_iter().find(|p| p.is_file()).context("busybox-static holds no busybox")
+}
+
 /// Fetches a package, unpacks it beside `folder`'s files, and moves one file or folder of it to where `pick` says.
-fn unpack(package: &str, folder: &Path, pick: impl Fn(&Path) -> Result<(PathBuf, PathBuf)>) -> Result<()> {
+fn unpack(apt: &Apt, package: &str, folder: &Path, pick: impl Fn(&Path) -> Result<(PathBuf, PathBuf)>) -> Result<()> {
     fs::create_dir_all(folder)?;
     let work = tempfile::tempdir_in(folder)?;
     let _spinner = Spinner::start(&format!("fetching Debian's {package}"));
-    let mut download = Command::new("apt-get");
-    if rustix::process::geteuid().is_root() {
-        // Else apt warns that its own user cannot write here.
-        download.args(["-o", "APT::Sandbox::User=root"]);
-    }
+    let mut download = apt.command("apt-get");
     let output = download.args(["download", package]).current_dir(work.path()).output().context("cannot run apt-get")?;
     if !output.status.success() {
         bail!("apt-get download {package} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
@@ -195,9 +300,12 @@ resize() {
 
 /// The initramfs, which is small enough not to be kept.
 pub fn initramfs(cache: &Path, terminal: Option<&Terminal>, consent: Consent) -> Result<Vec<u8>> {
-    let busybox = busybox(cache, consent)?;
-    let contents = fs::read(&busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
-    let output = Command::new(&busybox).arg("--list").output().context("cannot run busybox")?;
+    initramfs_with(&busybox(cache, consent)?, terminal)
+}
+
+fn initramfs_with(busybox: &Path, terminal: Option<&Terminal>) -> Result<Vec<u8>> {
+    let contents = fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
+    let output = Command::new(busybox).arg("--list").output().context("cannot run busybox")?;
     let applets = String::from_utf8(output.stdout)?;
     ensure!(applets.lines().any(|a| a == "cttyhack"), "{} lacks cttyhack", busybox.display());
     Ok(build(&contents, applets.lines(), terminal))
@@ -232,8 +340,23 @@ mod tests {
     #[test]
     fn the_kernel_behind_the_meta_package() {
         let depends = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-1-cloud-amd64\n  Suggests: linux-image-x\n";
-        assert_eq!(image_package(&KernelDependencies(depends.into())).unwrap(), "linux-image-6.1.0-1-cloud-amd64");
-        assert!(image_package(&KernelDependencies("x\n  Depends: y\n".into())).is_err());
+        let of = |depends: &str| image_package(&KernelDependencies { package: KERNEL_PACKAGE, depends: depends.into() });
+        assert_eq!(of(depends).unwrap(), "linux-image-6.1.0-1-cloud-amd64");
+        assert!(of("x\n  Depends: y\n").is_err());
+    }
+
+    #[test]
+    fn the_payload_of_an_image() {
+        let mut image = vec![0; 1024 + 32];
+        image[0x1f1] = 1;
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        (image[0x248], image[0x24c], image[1024 + 8]) = (8, 16, 0x5a);
+        assert_eq!(payload(&image).map(|p| (p.len(), p[0])), Some((16, 0x5a)));
+        image[0x24c] = 25;
+        assert_eq!(payload(&image), None);
+        image[0x24c] = 16;
+        image[0x202] = 0;
+        assert_eq!(payload(&image), None);
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub struct GuestArguments {
     /// A guest's configuration; may be given several times. Without any: Debian's cloud kernel with busybox
     #[arg(long = "config", value_name = "FILE.cfg", conflicts_with_all = ["kernel", "initrd", "cmdline"])]
     configs: Vec<PathBuf>,
-    /// The kernel of the default guest (a Linux bzImage or a multiboot kernel), instead of Debian's
+    /// The kernel of the default guest (a Linux, multiboot or PVH kernel), instead of Debian's
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// The initrd of the default guest; with --kernel there is none otherwise

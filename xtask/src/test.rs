@@ -15,6 +15,7 @@ use runner::{
     list::Platform,
     machine::{Accel, Firmware},
     suite::{self, Assets, Plan},
+    variants::Kernel,
 };
 
 use crate::{
@@ -43,6 +44,9 @@ pub struct TestArguments {
     /// Only this kind of tests
     #[arg(long, value_enum)]
     only: Option<Only>,
+    /// Also those that take long, and are left out otherwise
+    #[arg(long)]
+    long: bool,
     /// Print the names of the emulator tests and stop
     #[arg(long)]
     list: bool,
@@ -94,7 +98,7 @@ pub fn run_tests(workspace: &Workspace, arguments: &TestArguments, consent: Cons
             Some(Only::Vmx) => p.label().starts_with("vmx/"),
         })
         .collect();
-    let plan = Plan::new(&platforms, &arguments.filter);
+    let plan = Plan::new(&platforms, &arguments.filter, arguments.long);
     let installation = install::Plan::new(
         |on| match (arguments.only, on) {
             (None, _) => true,
@@ -148,7 +152,16 @@ fn emulator_tests(workspace: &Workspace, plan: &Plan, consent: Consent) -> Resul
     } else {
         None
     };
-    let assets = assets(workspace, plan.needs_guests(), linux, work.path())?;
+    let mut others = Vec::new();
+    if plan.needs(Kernel::Unpacked) {
+        let initramfs = debian::initramfs(&workspace.cache, None, consent)?;
+        others.push((Kernel::Unpacked, debian::unpacked_kernel(&workspace.cache, consent)?, initramfs));
+    }
+    if plan.needs(Kernel::Pae) {
+        let (kernel, initramfs) = debian::pae(&workspace.cache, consent)?;
+        others.push((Kernel::Pae, kernel, initramfs));
+    }
+    let assets = Assets { others, ..assets(workspace, plan.needs_guests(), linux, work.path())? };
     let mut tally = Tally::default();
     let all = plan.names().len();
     let spinner = Spinner::start(&format!("running {all} tests in emulators"));
@@ -196,6 +209,7 @@ pub fn assets(
         hypervisor: workspace.hypervisor()?,
         guests: if guests { Some(workspace.test_guest()?) } else { None },
         linux,
+        others: Vec::new(),
         grub: Grub::prepare(&workspace.cache)?,
         work: work.to_owned(),
     })

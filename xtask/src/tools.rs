@@ -70,6 +70,8 @@ pub const DISK: &[Tool] = &[
     program("e2fsprogs", "mke2fs"),
     program("mtools", "mformat"),
 ];
+/// For unpacking what a Linux image has packed, whatever it was packed by.
+pub const UNPACK: &[Tool] = &[program("lz4", "lz4"), program("xz-utils", "xz"), program("zstd", "zstd"), program("gzip", "gzip")];
 /// For unpacking Debian packages.
 pub const DEBIAN: &[Tool] = &[program("dpkg", "dpkg-deb"), program("apt", "apt-get")];
 

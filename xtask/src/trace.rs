@@ -33,6 +33,7 @@ pub fn run(workspace: &Workspace, name: &str, vendors: &[Vendor], consent: Conse
         hypervisor: workspace.hypervisor_with_lines()?,
         guests: Some(workspace.test_guest()?),
         linux: None,
+        others: Vec::new(),
         grub: Grub::prepare(&workspace.cache)?,
         work: work.path().to_owned(),
     };

@@ -177,6 +177,15 @@ pub enum Exit {
     HostInterrupt,
     /// A host NMI arrived and has been served. Answer: [`Resume::Retry`].
     HostNmi,
+    /// The CPU has done the EOI of a vector that [`crate::Vcpu::set_eoi_exits`] names. Answer: [`Resume::Retry`].
+    VirtualEoi {
+        vector: u8,
+    },
+    /// The CPU has written a register of the local APIC's page, at this offset, and what the write does is left to do. Answer:
+    /// [`Resume::Retry`].
+    VirtualApicWrite {
+        offset: u32,
+    },
     /// Triple fault: the guest's CPU is in shutdown.
     TripleFault,
     /// An exit that Bulkhead did not ask for and does not know.

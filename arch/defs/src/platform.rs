@@ -1,7 +1,7 @@
 //! What `hv` needs from the machine. `arch` and `boot` implement it with hardware, once per vendor; tests with a scripted fake.
 
 extern crate alloc;
-use crate::{CpuidResult, GuestMemory, Hpa, RamRange, Vcpu};
+use crate::{CpuidResult, GuestMemory, RamRange, Vcpu, VirtualApicPage};
 use alloc::sync::Arc;
 
 /// One virtualisation feature, for the start-up report.
@@ -23,7 +23,7 @@ pub enum CreateError {
 }
 
 /// Per-vCPU choices that the vendor layer needs to know when it sets the vCPU up.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct VcpuConfig {
     /// Index within the guest, 0 = boot processor.
     pub id: u32,
@@ -34,8 +34,8 @@ pub struct VcpuConfig {
     pub cr4_allowed: u64,
     /// Exit on RDTSC (tsc_mode = "always_emulate").
     pub intercept_rdtsc: bool,
-    /// 4-KiB page of the virtual LAPIC's registers, if the vendor layer may use it.
-    pub apic_page: Option<Hpa>,
+    /// The registers of the vCPU's local APIC, if the CPU may virtualise it.
+    pub apic_page: Option<Arc<dyn VirtualApicPage>>,
 }
 
 bitflags::bitflags! {

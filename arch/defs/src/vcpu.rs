@@ -1,5 +1,7 @@
 //! The contract that both vendors fulfil: a vCPU that runs until it has a question.
 
+use core::sync::atomic::AtomicU32;
+
 use crate::{
     Cr0, DescriptorTable, Efer, Exception, Exit, Gpr, Gprs, Resume, Segment, SegmentRegister, TaskSwitch, paging::PagingContext,
 };
@@ -74,6 +76,12 @@ impl VcpuState {
         self.cs = Segment { base: u64::from(page) << 12, ..Segment::real_mode(u16::from(page) << 8, 0xb) };
         self.rip = 0;
     }
+}
+
+/// Who has the register page of a virtual local APIC: the architectural layout, in x2APIC mode as in xAPIC mode.
+pub trait VirtualApicPage: Send + Sync {
+    /// The page, 4-KiB aligned, which stays where it is for as long as its owner lives. The CPU reads and writes it by itself.
+    fn registers(&self) -> &[AtomicU32; 1024];
 }
 
 /// The vendor layer does not hold this MSR.
@@ -182,6 +190,20 @@ pub trait Vcpu: Send {
     fn request_nmi_window(&mut self, wanted: bool);
     /// Queues an exception that is not the answer to an exit (a trap such as #DB after an emulated instruction).
     fn inject_exception(&mut self, exception: Exception);
+
+    /// True if some CPU of this vendor can virtualise local APICs; if not, nothing of it needs to be compiled.
+    const CAN_VIRTUALISE_APIC: bool = false;
+    /// True if this vCPU's can be virtualised by the CPU: in x2APIC mode, the guest then reads and writes the page by itself where that is enough,
+    /// keeps TPR (and CR8), does EOI and interrupts itself without an exit. The rest is as without: exits by RDMSR and WRMSR.
+    fn can_virtualise_apic(&self) -> bool {
+        false
+    }
+    /// Starts, with the highest vector in service (0: none), or stops that. No vector is requested then.
+    fn virtualise_apic(&mut self, _in_service: Option<u8>) {}
+    /// The highest vector that the page's IRR requests; 0: none. The CPU delivers it and those behind it when the guest can take them.
+    fn request_virtual_interrupt(&mut self, _vector: u8) {}
+    /// The vectors whose EOI must end in [`Exit::VirtualEoi`].
+    fn set_eoi_exits(&mut self, _vectors: &[u32; 8]) {}
 
     /// Drops cached guest-linear and guest-physical translations of this vCPU before its next entry.
     fn flush_tlb(&mut self);

@@ -170,12 +170,25 @@ pub struct Controls {
     /// CR0 bits that must be 1 in VMX operation, and that may be 1; without PE and PG, which unrestricted guests are free to clear.
     pub cr0_fixed: [u64; 2],
     pub cr4_fixed: [u64; 2],
+    /// Local APICs can be virtualised in x2APIC mode, with [`APIC_PRIMARY`] and [`APIC_SECONDARY`], which are not set in the words above.
+    pub virtual_apic: bool,
     /// The preemption timer's start value, if the guest's turns are limited: see [`Controls::limit_turns`].
     pub turn: Option<u32>,
 }
 
 /// TSC ticks of running, not counting the time that its exits take, after which a guest exits where its turns are limited.
 const TURN: u32 = 20_000;
+
+/// What virtualises a local APIC in x2APIC mode, all together (31.1 to 31.5): reads and TPR from the page; EOI, self IPI and delivery by the CPU.
+pub const APIC_PRIMARY: PrimaryControls = PrimaryControls::USE_TPR_SHADOW;
+pub const APIC_SECONDARY: SecondaryControls = SecondaryControls::from_bits_truncate(
+    SecondaryControls::VIRTUALIZE_X2APIC.bits()
+        | SecondaryControls::VIRTUALIZE_APIC_REGISTER.bits()
+        | SecondaryControls::VIRTUAL_INTERRUPT_DELIVERY.bits(),
+);
+/// What is not needed then: CR8 is the page's TPR.
+pub const CR8_PRIMARY: PrimaryControls =
+    PrimaryControls::from_bits_truncate(PrimaryControls::CR8_LOAD_EXITING.bits() | PrimaryControls::CR8_STORE_EXITING.bits());
 
 /// One required control: its bit and its name for the message.
 type Required = (u32, &'static str);
@@ -317,6 +330,7 @@ impl Controls {
             invvpid,
             cr0_fixed: [raw.cr0_fixed[0] & !pe_pg, raw.cr0_fixed[1]],
             cr4_fixed: raw.cr4_fixed,
+            virtual_apic: raw.primary.can_set(APIC_PRIMARY.bits()) && raw.secondary.can_set(APIC_SECONDARY.bits()),
             turn: None,
         })
     }
@@ -352,6 +366,7 @@ impl Controls {
         let secondary =
             |name, bit: SecondaryControls| VirtFeature { name, present: raw.secondary.can_set(bit.bits()), used: self.uses(bit) };
         let plain = |name, present, used| VirtFeature { name, present, used: present && used };
+        let apic = |name, bit: SecondaryControls| plain(name, raw.secondary.can_set(bit.bits()), self.virtual_apic);
         let primary = |bit: PrimaryControls| raw.primary.can_set(bit.bits());
         let pin = |bit: PinbasedControls| raw.pin.can_set(bit.bits());
         let ept = |bit| raw.ept_vpid & bit != 0;
@@ -365,10 +380,10 @@ impl Controls {
             secondary("unrestricted guest", SecondaryControls::UNRESTRICTED_GUEST),
             plain("virtual NMIs", pin(PinbasedControls::VIRTUAL_NMIS), true),
             plain("PAT switching", self.pat(), true),
-            plain("TPR shadow", primary(PrimaryControls::USE_TPR_SHADOW), false),
-            secondary("APIC-register virtualisation", SecondaryControls::VIRTUALIZE_APIC_REGISTER),
-            secondary("virtual-interrupt delivery", SecondaryControls::VIRTUAL_INTERRUPT_DELIVERY),
-            secondary("virtual x2APIC mode", SecondaryControls::VIRTUALIZE_X2APIC),
+            plain("TPR shadow", primary(PrimaryControls::USE_TPR_SHADOW), self.virtual_apic),
+            apic("APIC-register virtualisation", SecondaryControls::VIRTUALIZE_APIC_REGISTER),
+            apic("virtual-interrupt delivery", SecondaryControls::VIRTUAL_INTERRUPT_DELIVERY),
+            apic("virtual x2APIC mode", SecondaryControls::VIRTUALIZE_X2APIC),
             plain("posted interrupts", pin(PinbasedControls::POSTED_INTERRUPTS), false),
             plain("preemption timer", pin(PinbasedControls::VMX_PREEMPTION_TIMER), self.turn.is_some()),
             secondary("PAUSE-loop exiting", SecondaryControls::PAUSE_LOOP_EXITING),
@@ -466,9 +481,30 @@ mod tests {
         assert_eq!(find("VPID"), VirtFeature { name: "VPID", present: true, used: true });
         assert_eq!(
             find("virtual-interrupt delivery"),
-            VirtFeature { name: "virtual-interrupt delivery", present: true, used: false }
+            VirtFeature { name: "virtual-interrupt delivery", present: true, used: true }
         );
         assert!(!find("posted interrupts").present && !find("PML").present && !find("XSAVES").used);
+    }
+
+    #[test]
+    fn local_apics_are_virtualised_by_all_that_it_takes_or_not_at_all() {
+        let without = |msr, bit: u32| {
+            let mut msrs = haswell();
+            *msrs.get_mut(&msr).unwrap() &= !(u64::from(bit) << 32);
+            Controls::choose(&read(&msrs)).unwrap().virtual_apic
+        };
+        assert!(without(0x48b, 0));
+        assert!(!without(0x48e, APIC_PRIMARY.bits()));
+        for bit in [
+            SecondaryControls::VIRTUALIZE_X2APIC,
+            SecondaryControls::VIRTUALIZE_APIC_REGISTER,
+            SecondaryControls::VIRTUAL_INTERRUPT_DELIVERY,
+        ] {
+            assert!(!without(0x48b, bit.bits()), "{bit:?}");
+        }
+        // What is switched with them may be.
+        let raw = read(&haswell());
+        assert_eq!(raw.primary.must_be_one() & CR8_PRIMARY.bits(), 0);
     }
 
     #[test]

@@ -147,6 +147,20 @@ impl Vcpu for VmxVcpu {
         self.queue(&exception);
     }
 
+    const CAN_VIRTUALISE_APIC: bool = true;
+    fn can_virtualise_apic(&self) -> bool {
+        self.has_apic_page()
+    }
+    fn virtualise_apic(&mut self, in_service: Option<u8>) {
+        self.set_virtual_apic(in_service);
+    }
+    fn request_virtual_interrupt(&mut self, vector: u8) {
+        self.set_requested(vector);
+    }
+    fn set_eoi_exits(&mut self, vectors: &[u32; 8]) {
+        self.write_eoi_exits(vectors);
+    }
+
     fn flush_tlb(&mut self) {
         self.want_flush();
     }

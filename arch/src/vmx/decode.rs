@@ -94,6 +94,9 @@ fn seldom_question<F: Fields>(raw: u32, f: &mut F) -> Exit {
             Exit::NmiWindow
         }
         reason::PAUSE => Exit::Pause,
+        // 31.1.4 and 31.4.3.3: both come after the instruction.
+        reason::VIRTUALISED_EOI => Exit::VirtualEoi { vector: f.field(ro::EXIT_QUALIFICATION) as u8 },
+        reason::APIC_WRITE => Exit::VirtualApicWrite { offset: f.field(ro::EXIT_QUALIFICATION) as u32 & 0xfff },
         reason::CR_ACCESS => cr_access(f.field(ro::EXIT_QUALIFICATION), f),
         reason::EXCEPTION_OR_NMI => {
             f.serve(reason::EXCEPTION_OR_NMI);
@@ -409,6 +412,8 @@ mod tests {
             (51, &[], Exit::Rdtsc),
             (18, &[], Exit::Hypercall),
             (40, &[], Exit::Pause),
+            (45, &[(Q, 0x31)], Exit::VirtualEoi { vector: 0x31 }),
+            (56, &[(Q, 0x3f0)], Exit::VirtualApicWrite { offset: 0x3f0 }),
             (54, &[], CacheFlush),
             (55, &[], Exit::Xsetbv { index: 0xc000_0080, value: 0x0000_0007_aabb_ccdd }),
             (44, &[(Q, 0x1300)], unknown(44, 0x1300)),

@@ -1,5 +1,6 @@
 //! Intel VT-x: capabilities, VMCS, world switch, exit decoding, and the vCPU made of them.
 
+mod apic;
 pub mod caps;
 mod contract;
 pub mod decode;
@@ -31,8 +32,8 @@ pub use vcpu::VmxVcpu;
 pub struct Vmx {
     raw: RawCapabilities,
     controls: Controls,
-    /// The page of the MSR bitmaps: every vCPU's entries read it, so every vCPU holds it.
-    msr_bitmap: Arc<OwnedPages>,
+    /// The MSR bitmaps, a page each: every vCPU's entries read one of them, so every vCPU holds them.
+    msr_bitmaps: Arc<OwnedPages>,
 }
 
 impl Vmx {
@@ -50,10 +51,16 @@ impl Vmx {
         if interrupts_may_be_held() {
             controls.limit_turns(&raw);
         }
-        let msr_bitmap = OwnedPages::new(1).ok_or(Unsupported::OutOfMemory)?;
-        // SAFETY: the page is ours, and as large and aligned as an `MsrBitmap`.
-        unsafe { msr_bitmap.as_ptr::<MsrBitmap>().write(MsrBitmap::new(controls.uses(SecondaryControls::ENABLE_RDTSCP))) };
-        Ok(Self { raw, controls, msr_bitmap: Arc::new(msr_bitmap) })
+        let msr_bitmaps = OwnedPages::new(2).ok_or(Unsupported::OutOfMemory)?;
+        let tsc_aux = controls.uses(SecondaryControls::ENABLE_RDTSCP);
+        // SAFETY: the pages are ours alone until they are shared below; each is as large and aligned as an `MsrBitmap`, of which any bytes are one.
+        let (plain, virtual_x2apic) = unsafe {
+            let first = msr_bitmaps.as_ptr::<MsrBitmap>();
+            (&mut *first, &mut *first.add(1))
+        };
+        plain.fill(tsc_aux);
+        virtual_x2apic.fill_for_virtual_x2apic(tsc_aux);
+        Ok(Self { raw, controls, msr_bitmaps: Arc::new(msr_bitmaps) })
     }
 
     /// Puts this CPU into VMX operation (25.7, 25.8). Once for each CPU, before it touches any vCPU.
@@ -91,6 +98,11 @@ impl Vmx {
     #[must_use]
     pub fn features(&self) -> [VirtFeature; 23] {
         self.controls.features(&self.raw)
+    }
+
+    /// Local APICs are not virtualised by the CPU, whether it can do so or not. Before the first vCPU is made.
+    pub const fn disable_virtual_apic(&mut self) {
+        self.controls.virtual_apic = false;
     }
 
     /// The controls that vCPUs run with.
@@ -140,7 +152,7 @@ impl Vmx {
     /// # Errors
     /// No memory, or no VPID left.
     pub fn create_vcpu(&self, memory: &Arc<GuestRam>, config: &VcpuConfig) -> Result<VmxVcpu, CreateError> {
-        VmxVcpu::new(&self.controls, memory.clone(), self.msr_bitmap.clone(), config)
+        VmxVcpu::new(&self.controls, memory.clone(), self.msr_bitmaps.clone(), config)
     }
 }
 

@@ -64,6 +64,7 @@ pub mod reason {
     pub const PAUSE: u32 = 40;
     pub const ENTRY_MACHINE_CHECK: u32 = 41;
     pub const APIC_ACCESS: u32 = 44;
+    pub const VIRTUALISED_EOI: u32 = 45;
     pub const EPT_VIOLATION: u32 = 48;
     pub const EPT_MISCONFIGURATION: u32 = 49;
     pub const INVEPT: u32 = 50;
@@ -72,6 +73,7 @@ pub mod reason {
     pub const INVVPID: u32 = 53;
     pub const WBINVD: u32 = 54;
     pub const XSETBV: u32 = 55;
+    pub const APIC_WRITE: u32 = 56;
     pub const INVPCID: u32 = 58;
     pub const VMFUNC: u32 = 59;
     pub const ENCLS: u32 = 60;

@@ -30,7 +30,7 @@ use core::{
 };
 use x86defs::{
     ControlRegister, Cr0, Cr4, CreateError, EntryFailure, Exception, Exit, Gpr, Gprs, Owner, Resume, Rflags, VcpuConfig,
-    VcpuState, Width, vector,
+    VcpuState, VirtualApicPage, Width, vector,
 };
 
 /// What an entry has to do beyond entering: bits of [`VmxVcpu::pending`].
@@ -94,8 +94,10 @@ pub struct VmxVcpu {
     last_cpu: Option<u32>,
     /// The VM-instruction error of a VMLAUNCH or VMRESUME that failed; 0 without a current VMCS.
     instruction_error: Option<u64>,
-    /// Held for the VMCS, which has its address.
-    _msr_bitmap: Arc<OwnedPages>,
+    /// Held for the VMCS, which has the address of one of the two.
+    pub(super) msr_bitmaps: Arc<OwnedPages>,
+    /// Held for the VMCS, which has its page's address. `None` if this CPU cannot virtualise local APICs.
+    pub(super) apic_page: Option<Arc<dyn VirtualApicPage>>,
 }
 
 // SAFETY: the cells and the frame are reached through the vCPU only, which has one owner; the VMCS moves between CPUs by `unload`.
@@ -143,14 +145,15 @@ impl Fields for VmxVcpu {
 }
 
 impl VmxVcpu {
-    /// A vCPU at its reset state in `memory`, whose tables are EPT's; `msr_bitmap` is the page of the MSR bitmaps.
+    /// A vCPU at its reset state in `memory`, whose tables are EPT's; `msr_bitmaps` are the pages of the MSR bitmaps, without
+    /// and with a virtual x2APIC.
     ///
     /// # Errors
     /// No memory, or no VPID left.
     pub fn new(
         controls: &Controls,
         memory: Arc<GuestRam>,
-        msr_bitmap: Arc<OwnedPages>,
+        msr_bitmaps: Arc<OwnedPages>,
         config: &VcpuConfig,
     ) -> Result<Self, CreateError> {
         let out_of_memory = CreateError::OutOfMemory { wanted: x86defs::PAGE_SIZE, free: crate::mm::frames::free_bytes() };
@@ -186,13 +189,14 @@ impl VmxVcpu {
             vpid,
             last_cpu: None,
             instruction_error: None,
-            _msr_bitmap: msr_bitmap.clone(),
+            msr_bitmaps,
+            apic_page: config.apic_page.clone().filter(|_| controls.virtual_apic),
         };
         vcpu.vmcs.write_constants(controls);
         for (field, value) in [
             (control::PRIMARY_PROCBASED_EXEC_CONTROLS, u64::from(vcpu.primary)),
             (control::VMENTRY_CONTROLS, u64::from(controls.entry)),
-            (control::MSR_BITMAPS_ADDR_FULL, msr_bitmap.hpa().0),
+            (control::MSR_BITMAPS_ADDR_FULL, vcpu.msr_bitmaps.hpa().0),
             (control::EPTP_FULL, vcpu.ept_pointer),
             (control::TSC_OFFSET_FULL, 0),
             (control::CR0_GUEST_HOST_MASK, cr0_mask),
@@ -203,6 +207,7 @@ impl VmxVcpu {
         if let Some(vpid) = &vcpu.vpid {
             vcpu.vmcs.write(control::VPID, u64::from(vpid.get()));
         }
+        vcpu.write_apic_page();
         if controls.uses(SecondaryControls::PAUSE_LOOP_EXITING) {
             // 26.6.13, in TSC ticks: PAUSEs at most `gap` apart are one loop, and a loop exits after `window`. A lock is held for
             // less than 4096 ticks unless its holder does not run.
@@ -665,7 +670,7 @@ impl VmxVcpu {
             "    pin {:#x} primary {:#x} secondary {:#x} exit {:#x} entry {:#x} EPT pointer {:#x} VPID {}",
             self.controls.pin,
             read(control::PRIMARY_PROCBASED_EXEC_CONTROLS),
-            self.controls.secondary,
+            read(control::SECONDARY_PROCBASED_EXEC_CONTROLS),
             self.controls.exit,
             read(control::VMENTRY_CONTROLS),
             self.ept_pointer,

@@ -10,7 +10,7 @@ use hv::{
     Module,
     config::{self, ConfigError, GuestConfig, Key, Reason},
     cpumask::CpuMask,
-    layout, loader,
+    layout,
     vm::Blueprint,
 };
 use x86defs::{Gpa, GuestMemory, GuestMemoryExt, OutsideRam, RamRange, Width};
@@ -211,13 +211,7 @@ fn describe(paths: &[PathBuf], limits: &Limits, report: &mut Report) -> Starting
 }
 
 fn sentence(guest: &Guest, config: &GuestConfig) -> String {
-    let kernel = guest.modules.iter().find(|m| m.name == config.kernel);
-    let image = kernel.and_then(|m| fs::read(&m.path).ok()).unwrap_or_default();
-    let kind = match (loader::detect(&image), loader::linux_version(&image)) {
-        (_, Some(version)) => format!("Linux {}", version.split(' ').next().unwrap_or(version)),
-        (Ok(kind), None) => kind.to_string(),
-        (Err(_), None) => "a kernel".into(),
-    };
+    let kind = guest.blueprint.kernel_kind();
     let vcpus = if config.vcpus == 1 { "1 vCPU".into() } else { format!("{} vCPUs", config.vcpus) };
     let ramdisk = config.ramdisk.as_ref().map_or_else(String::new, |name| format!(", ramdisk {name}"));
     let (name, path) = (&config.name, guest.path.display());

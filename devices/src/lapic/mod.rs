@@ -3,8 +3,10 @@
 //! Intel SDM vol. 3A (325384-083), chapter 11; where AMD's differs (AMD APM vol. 2, 24593 rev 3.42, chapter 16) the behaviour is one that
 //! both allow.
 //!
-//! The state is the architectural register page. It belongs to the vCPU that runs with it (the owner); what other CPUs may call is in
-//! [`post`](LocalApic::post) and its siblings, [`LocalApic::set_lint0`], [`LocalApic::advance`], and everything that only reads.
+//! The state is the architectural register page, but for the IRR. It belongs to the vCPU that runs with it (the owner); what other CPUs may
+//! call is in [`post`](LocalApic::post) and its siblings, [`LocalApic::set_lint0`], [`LocalApic::advance`], and everything that only reads.
+//! Whoever posts an interrupt requests it in words of their own, because the page can be lent to the CPU ([`LocalApic::lend_page`]), which
+//! then delivers by itself what the owner has put into the page's IRR.
 //!
 //! # Why no interrupt is lost
 //! One word, `state`, says what there may be to do: a bit for each IRR word that may hold a request, and a bit for each reason to look.
@@ -25,12 +27,15 @@ mod state;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod timer;
+mod virtualised;
+
+use alloc::sync::Arc;
 
 pub use crate::interrupt::{DeliveryMode, DestinationMode, Ipi, Shorthand, Trigger};
 use crate::{
     interrupt::{ApicAddress, ApicMode},
     sync::atomic::{
-        AtomicU32, AtomicU64,
+        AtomicBool, AtomicU32, AtomicU64,
         Ordering::{AcqRel, Acquire, Relaxed, Release},
     },
 };
@@ -94,6 +99,8 @@ mod flag {
     pub const ATTENTION: u32 = IRR | EXTINT | NMI | INIT | SIPI;
     /// An ExtINT message has come and waits for its acknowledgement. Not a reason to look by itself.
     pub const EXTINT_MESSAGE: u32 = 1 << 13;
+    /// The TMR has changed since the CPU was told. Not a reason to look by itself.
+    pub const LEVELS: u32 = 1 << 14;
     /// Page of the SIPI.
     pub const SIPI_SHIFT: u32 = 24;
 }
@@ -101,11 +108,15 @@ mod flag {
 /// A virtual local APIC. See the module's documentation for who may call what.
 pub struct LocalApic {
     page: ApicPage,
+    /// What was requested and is not in the page's IRR, which is empty unless the page is lent.
+    requests: [AtomicU32; 8],
     state: AtomicU32,
     /// Bit n: word n of the ISR is not zero. Owner only.
     in_service_words: AtomicU32,
     /// The highest vector in service; 0 if none is. Owner only.
     in_service: AtomicU32,
+    /// The page is the CPU's. Changed by the owner only.
+    lent: AtomicBool,
     /// IA32_APIC_BASE.
     base: AtomicU64,
     id: u32,
@@ -129,9 +140,11 @@ impl LocalApic {
     pub fn new(id: u32, bsp: bool) -> Self {
         let apic = Self {
             page: ApicPage::new(),
+            requests: core::array::from_fn(|_| AtomicU32::new(0)),
             state: AtomicU32::new(0),
             in_service_words: AtomicU32::new(0),
             in_service: AtomicU32::new(0),
+            lent: AtomicBool::new(false),
             base: AtomicU64::new(if bsp { base::BSP } else { 0 }),
             id,
             errors: AtomicU32::new(0),
@@ -147,6 +160,13 @@ impl LocalApic {
         apic
     }
 
+    /// The same, where it stays. A function of its own, because what it moves there takes a good part of a stack.
+    #[inline(never)]
+    #[must_use]
+    pub fn new_shared(id: u32, bsp: bool) -> Arc<Self> {
+        Arc::new(Self::new(id, bsp))
+    }
+
     /// Power-up or hardware reset (11.4.7.1): xAPIC mode at the default address, everything masked, software-disabled.
     pub fn reset(&self) {
         let bsp = self.base.load(Relaxed) & base::BSP;
@@ -159,8 +179,8 @@ impl LocalApic {
     pub fn init(&self) {
         // State before IRR: the order of a query, so that a request posted meanwhile is either gone or announced.
         self.state.fetch_and(!(flag::WORDS | flag::IRR | flag::EXTINT | flag::NMI | flag::EXTINT_MESSAGE), AcqRel);
-        for index in 0..8 {
-            self.page.vectors(reg::IRR, index).swap(0, AcqRel);
+        for requests in &self.requests {
+            requests.swap(0, AcqRel);
         }
         self.page.reset();
         self.set_ids();
@@ -279,6 +299,9 @@ impl LocalApic {
         if state & flag::IRR == 0 {
             return None;
         }
+        if self.is_lent() {
+            return self.find_pending_in_page().map(Pending::Lapic);
+        }
         self.find_pending().map(Pending::Lapic)
     }
 
@@ -290,6 +313,13 @@ impl LocalApic {
             return None;
         }
         self.find_pending()
+    }
+
+    /// The word of what was requested that holds the vectors from `32 * index` on.
+    #[inline(always)]
+    fn requests(&self, index: u32) -> &AtomicU32 {
+        // Masked, so that there is no bounds check.
+        &self.requests[index as usize & 7]
     }
 
     #[inline(always)]
@@ -322,7 +352,7 @@ impl LocalApic {
     #[inline(always)]
     fn highest_request(&self, words: u32) -> Option<u8> {
         let index = words.checked_ilog2()?;
-        match self.page.vectors(reg::IRR, index).load(Acquire).checked_ilog2() {
+        match self.requests(index).load(Acquire).checked_ilog2() {
             Some(bit) => Some((index << 5 | bit) as u8),
             None => self.search_requests(words),
         }
@@ -332,7 +362,7 @@ impl LocalApic {
     #[cold]
     fn search_requests(&self, mut words: u32) -> Option<u8> {
         while let Some(index) = words.checked_ilog2() {
-            let requests = self.page.vectors(reg::IRR, index);
+            let requests = self.requests(index);
             if let Some(bit) = requests.load(Acquire).checked_ilog2() {
                 return Some((index << 5 | bit) as u8);
             }
@@ -361,7 +391,7 @@ impl LocalApic {
     #[inline(always)]
     pub fn accept(&self, vector: u8) {
         let (index, bit) = place(vector);
-        let requests = self.page.vectors(reg::IRR, index);
+        let requests = self.requests(index);
         let emptied = requests.fetch_and(!bit, AcqRel) & !bit == 0;
 
         let in_service = self.page.vectors(reg::ISR, index);
@@ -438,6 +468,11 @@ impl LocalApic {
         let Some(index) = words.checked_ilog2() else { return 0 };
         let word = self.page.vectors(reg::ISR, index).load(Relaxed);
         index << 5 | word.checked_ilog2().unwrap_or(0)
+    }
+
+    fn is_level(&self, vector: u8) -> bool {
+        let (index, bit) = place(vector);
+        self.page.vectors(reg::TMR, index).load(Relaxed) & bit != 0
     }
 
     /// True if the IOAPIC must hear of it.

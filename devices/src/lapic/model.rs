@@ -8,7 +8,7 @@ use crate::{
     interrupt::{CpuSet, InterruptMessage},
     router::InterruptRouter,
 };
-use alloc::{sync::Arc, vec, vec::Vec};
+use alloc::{vec, vec::Vec};
 use loom::{
     sync::{Condvar, Mutex},
     thread,
@@ -168,6 +168,33 @@ fn model_a_request_is_served_once_however_often_it_is_merged() {
         assert_eq!(served, new);
         assert!((1..=2).contains(&new));
         assert_eq!(apic.save().irr, [0; 8]);
+    });
+}
+
+/// The page is lent to the CPU: whatever is requested while the owner hands over gets there, then or with the next hand-over, and nobody who asks
+/// meanwhile finds it gone.
+#[test]
+fn model_what_is_requested_during_a_hand_over_is_not_lost() {
+    check(PREEMPTIONS, || {
+        let apic = apic();
+        apic.lend_page();
+        let poster = {
+            let apic = apic.clone();
+            thread::spawn(move || {
+                apic.post(0x41, Trigger::Edge);
+                assert!(apic.is_requested(0x41));
+                apic.post(0x45, Trigger::Edge);
+            })
+        };
+        let first = apic.hand_over();
+        poster.join().unwrap();
+        // The announcement may come after what it announces was handed over.
+        assert!(apic.attention() || first == 0x45, "there is something to hand over");
+        if apic.attention() {
+            assert_eq!(apic.hand_over(), 0x45);
+        }
+        apic.take_page_back();
+        assert_eq!(sorted(drain(&apic)), [0x41, 0x45]);
     });
 }
 

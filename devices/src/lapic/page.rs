@@ -24,6 +24,11 @@ impl ApicPage {
         Self(words)
     }
 
+    #[cfg(not(loom))]
+    pub(super) const fn words(&self) -> &[AtomicU32; 1024] {
+        &self.0
+    }
+
     /// The register at byte `offset`, which is taken modulo the page.
     #[inline(always)]
     pub(super) fn at(&self, offset: u32) -> &AtomicU32 {
@@ -60,15 +65,13 @@ impl ApicPage {
 
     /// The eight-bit map of those words of `first` that are not zero.
     pub(super) fn summary(&self, first: u32) -> u32 {
-        (0..8).filter(|&index| self.vectors(first, index).load(Relaxed) != 0).fold(0, |map, index| map | 1 << index)
+        summary(&self.bitmap(first))
     }
 
-    /// The registers' values after power-up and INIT (SDM vol. 3A, 11.4.7.1), but for the IRR, ID and LDR.
+    /// The registers' values after power-up and INIT (SDM vol. 3A, 11.4.7.1), but for ID and LDR.
     pub(super) fn reset(&self) {
         for offset in (0..0x400).step_by(16) {
-            if !(reg::IRR..=reg::IRR_LAST).contains(&offset) {
-                self.set(offset, 0);
-            }
+            self.set(offset, 0);
         }
         self.set(reg::ICR_HIGH_X2APIC, 0);
         self.set(reg::VERSION, super::spec::VERSION);
@@ -78,6 +81,11 @@ impl ApicPage {
             self.set(entry, super::spec::lvt::MASKED);
         }
     }
+}
+
+/// The eight-bit map of those words that are not zero.
+pub(super) fn summary(words: &[u32; 8]) -> u32 {
+    (0..).zip(words).filter(|(_, word)| **word != 0).fold(0, |map, (index, _)| map | 1 << index)
 }
 
 /// Word index and bit of a vector in ISR, TMR and IRR.

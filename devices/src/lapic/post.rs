@@ -40,13 +40,15 @@ impl LocalApic {
         match trigger {
             Trigger::Edge if was_level => {
                 tmr.fetch_and(!bit, Relaxed);
+                self.state.fetch_or(flag::LEVELS, Release);
             }
             Trigger::Level if !was_level => {
                 tmr.fetch_or(bit, Relaxed);
+                self.state.fetch_or(flag::LEVELS, Release);
             }
             _ => {}
         }
-        if self.page.vectors(reg::IRR, index).fetch_or(bit, AcqRel) & bit != 0 {
+        if self.requests(index).fetch_or(bit, AcqRel) & bit != 0 {
             return Posted::Merged;
         }
         self.state.fetch_or(1 << index | flag::IRR, AcqRel);
@@ -57,7 +59,7 @@ impl LocalApic {
     #[must_use]
     pub fn is_requested(&self, vector: u8) -> bool {
         let (index, bit) = place(vector);
-        self.page.vectors(reg::IRR, index).load(Relaxed) & bit != 0
+        self.requested(index) & bit != 0
     }
 
     /// An NMI; further ones until it is taken make no difference.

@@ -1,12 +1,12 @@
 //! Register accesses: xAPIC by memory, x2APIC by MSR.
 
 use super::{
-    Effect, Gp, LocalApic,
+    Effect, Gp, LocalApic, flag,
     spec::{FIRST_LEGAL_VECTOR, TDCR_WRITABLE, esr, icr, lvt, reg, svr},
 };
 use crate::{
     interrupt::{ApicMode, BROADCAST, DeliveryMode, DestinationMode, InterruptMessage, Ipi, Shorthand, Trigger},
-    sync::atomic::Ordering::{AcqRel, SeqCst},
+    sync::atomic::Ordering::{AcqRel, Release, SeqCst},
 };
 use x86defs::{Time, TimeSource, Width, msr};
 
@@ -93,7 +93,7 @@ impl LocalApic {
         /// Bit n: there is a register at 16 n, and its page holds what it reads.
         const STORED: u64 = {
             let mut set = 1 << (reg::ID >> 4) | 1 << (reg::VERSION >> 4) | 1 << (reg::ESR >> 4) | 1 << (reg::TDCR >> 4);
-            let ranges = [(reg::TPR, reg::EOI), (reg::RRD, reg::SVR), (reg::ISR, reg::IRR_LAST), (reg::ICR_LOW, reg::TMICT)];
+            let ranges = [(reg::TPR, reg::EOI), (reg::RRD, reg::SVR), (reg::ISR, reg::TMR_LAST), (reg::ICR_LOW, reg::TMICT)];
             let mut n = 0;
             while n < ranges.len() {
                 let mut at = ranges[n].0;
@@ -108,6 +108,7 @@ impl LocalApic {
         match offset {
             reg::TMCCT => Some(self.current_count(clock.now())),
             _ if offset < 0x400 && STORED >> (offset >> 4) & 1 != 0 => Some(self.page.get(offset)),
+            reg::IRR..=reg::IRR_LAST => Some(self.requested((offset - reg::IRR) >> 4)),
             _ => None,
         }
     }
@@ -253,7 +254,7 @@ impl LocalApic {
     }
 
     #[inline(always)]
-    fn send_to_self(&self, vector: u8) {
+    pub(super) fn send_to_self(&self, vector: u8) {
         if vector < FIRST_LEGAL_VECTOR {
             self.error(esr::SEND_ILLEGAL_VECTOR);
         } else {
@@ -269,7 +270,8 @@ impl LocalApic {
                 self.page.at(entry).fetch_or(lvt::MASKED, SeqCst);
             }
         }
-        self.reconsider();
+        // Not only if something was requested: the page may be lent, with requests in it.
+        self.state.fetch_or(flag::IRR, Release);
     }
 
     /// ESR shows the errors since it was last written, and the error interrupt is armed again (11.5.3).

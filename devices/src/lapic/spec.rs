@@ -19,6 +19,7 @@ pub mod reg {
     /// First of eight, 16 bytes apart; so are TMR and IRR.
     pub const ISR: u32 = 0x100;
     pub const TMR: u32 = 0x180;
+    pub const TMR_LAST: u32 = 0x1f0;
     pub const IRR: u32 = 0x200;
     pub const IRR_LAST: u32 = 0x270;
     pub const ESR: u32 = 0x280;

@@ -2,6 +2,7 @@
 
 use super::{
     LocalApic, flag, mode_of,
+    page::summary,
     spec::{TDCR_WRITABLE, base, icr, lvt, reg, svr},
 };
 use crate::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
@@ -56,7 +57,8 @@ impl LocalApic {
     /// The state. The vCPU must not be running, nor anyone posting.
     #[must_use]
     pub fn save(&self) -> LocalApicState {
-        let Self { page, state, in_service_words: _, in_service: _, base, id: _, errors, lines, timer } = self;
+        let Self { page, requests: _, state, in_service_words: _, in_service: _, lent: _, base, id: _, errors, lines, timer } =
+            self;
         let state = state.load(Acquire);
         let [timer_expiry, tsc_deadline, first_beat, beats_served] = timer.raw();
         LocalApicState {
@@ -67,7 +69,7 @@ impl LocalApic {
             svr: page.get(reg::SVR),
             isr: page.bitmap(reg::ISR),
             tmr: page.bitmap(reg::TMR),
-            irr: page.bitmap(reg::IRR),
+            irr: self.all_requested(),
             esr: page.get(reg::ESR),
             errors: errors.load(Relaxed),
             icr: u64::from(page.get(reg::ICR_HIGH)) << 32 | u64::from(page.get(reg::ICR_LOW)),
@@ -86,7 +88,7 @@ impl LocalApic {
         }
     }
 
-    /// Takes on a saved state; the ID stays, and reserved bits are dropped.
+    /// Takes on a saved state; the ID stays, and reserved bits are dropped. The page must not be lent.
     ///
     /// # Errors
     /// What this APIC cannot be. Nothing has changed then.
@@ -140,7 +142,9 @@ impl LocalApic {
         page.set(reg::SVR, svr & if disabled { svr::WRITABLE & !svr::ENABLE } else { svr::WRITABLE });
         page.set_bitmap(reg::ISR, &legal(isr));
         page.set_bitmap(reg::TMR, &legal(tmr));
-        page.set_bitmap(reg::IRR, &legal(irr));
+        for (requests, word) in self.requests.iter().zip(legal(irr)) {
+            requests.store(word, Relaxed);
+        }
         page.set(reg::ESR, esr);
         self.errors.store(errors, Relaxed);
         page.set(reg::ICR_LOW, icr as u32 & icr::WRITABLE);
@@ -157,18 +161,18 @@ impl LocalApic {
         let sipi = sipi.map_or(0, |page| flag::SIPI | u32::from(page) << flag::SIPI_SHIFT);
         let bit = |set: bool, flag: u32| if set { flag } else { 0 };
         // "Look" is always right; the first query finds out.
-        let flags = flag::IRR | flag::EXTINT | sipi | bit(nmi, flag::NMI) | bit(init, flag::INIT);
+        let flags = flag::IRR | flag::EXTINT | flag::LEVELS | sipi | bit(nmi, flag::NMI) | bit(init, flag::INIT);
         self.state.store(flags | bit(extint_message, flag::EXTINT_MESSAGE), Relaxed);
         self.adopt_page();
         Ok(())
     }
 
-    /// Recomputes what is derived from ISR, IRR and TPR, after something else has changed those in the page. Owner only.
-    pub fn adopt_page(&self) {
+    /// Recomputes what is derived from ISR, TPR and what was requested.
+    pub(super) fn adopt_page(&self) {
         let words = self.page.summary(reg::ISR);
         self.in_service_words.store(words, Relaxed);
         self.set_in_service(self.highest_in_service(words));
-        let requests = self.page.summary(reg::IRR);
+        let requests = summary(&self.all_requested());
         self.state.fetch_or(requests | if requests == 0 { 0 } else { flag::IRR }, AcqRel);
     }
 }

@@ -114,6 +114,8 @@ pub enum Reason {
     },
     /// More than one serial port is to lead to the console.
     SecondConsole,
+    /// The key is for flat images, and kernel_format does not say that this is one.
+    OnlyFlat,
     /// A NUL character, which no kernel's command line can hold.
     Nul,
     /// A remark: xl too prefers cmdline.
@@ -171,6 +173,7 @@ impl fmt::Display for Reason {
             }
             Self::TooManySerialPorts { count, max } => write!(f, "{count} serial ports: more than {max} are not supported"),
             Self::SecondConsole => f.write_str("more than one \"pty\" is not supported yet"),
+            Self::OnlyFlat => f.write_str("only for kernel_format = \"flat\": other kernels say it themselves"),
             Self::Nul => f.write_str("must not contain a NUL character"),
             Self::IgnoredForCmdline => f.write_str("ignored, because cmdline is given"),
             Self::NoSuchModule { name } => write!(f, "no boot module is named {name:?}"),

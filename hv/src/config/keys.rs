@@ -14,6 +14,9 @@ pub enum Key {
     CpuWeight,
     Cap,
     Kernel,
+    KernelFormat,
+    LoadAddress,
+    Entry,
     Ramdisk,
     Cmdline,
     Root,
@@ -30,7 +33,7 @@ pub enum Key {
 }
 
 impl Key {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 26] = [
         Self::Name,
         Self::Type,
         Self::Memory,
@@ -41,6 +44,9 @@ impl Key {
         Self::CpuWeight,
         Self::Cap,
         Self::Kernel,
+        Self::KernelFormat,
+        Self::LoadAddress,
+        Self::Entry,
         Self::Ramdisk,
         Self::Cmdline,
         Self::Root,
@@ -70,6 +76,9 @@ impl Key {
             Self::CpuWeight => "cpu_weight",
             Self::Cap => "cap",
             Self::Kernel => "kernel",
+            Self::KernelFormat => "kernel_format",
+            Self::LoadAddress => "load_address",
+            Self::Entry => "entry",
             Self::Ramdisk => "ramdisk",
             Self::Cmdline => "cmdline",
             Self::Root => "root",

@@ -10,7 +10,7 @@ pub use error::{ConfigError, Reason};
 pub use keys::Key;
 pub(crate) use keys::distance;
 
-use crate::{board::SERIAL_PORTS, cpulist, cpumask::CpuMask};
+use crate::{board::SERIAL_PORTS, cpulist, cpumask::CpuMask, layout, loader::Format};
 use alloc::{format, string::String, vec::Vec};
 use devices::MissedTicks;
 use toml::{
@@ -49,6 +49,7 @@ pub struct GuestConfig {
     pub cap: u32,
     /// Names of boot modules.
     pub kernel: String,
+    pub kernel_format: Format,
     pub ramdisk: Option<String>,
     /// The kernel's command line, composed as xl does from cmdline, or from root and extra.
     pub cmdline: String,
@@ -246,6 +247,7 @@ impl<'t> Reader<'_, 't> {
         let most = u64::from(vcpus.unwrap_or(MAX_VCPUS)) * 100;
         let cap = self.number(Key::Cap, 0, most).and_then(|n| u32::try_from(n).ok());
         let kernel = self.required(Key::Kernel);
+        let kernel_format = self.kernel_format();
         let ramdisk = self.optional_text(Key::Ramdisk);
         let (cmdline, mut warnings) = self.cmdline();
         warnings.extend(extra_pins);
@@ -268,6 +270,7 @@ impl<'t> Reader<'_, 't> {
             cpu_weight: cpu_weight.unwrap_or(DEFAULT_WEIGHT),
             cap: cap.unwrap_or(0),
             kernel: kernel?,
+            kernel_format: kernel_format?,
             ramdisk,
             cmdline,
             serial: serial?,
@@ -351,6 +354,34 @@ impl<'t> Reader<'_, 't> {
             return None;
         }
         Some(name)
+    }
+
+    /// Only of a flat image does the configuration say where it goes and where it is entered: by default at its start, at 1 MiB.
+    fn kernel_format(&mut self) -> Option<Format> {
+        let address = self.number(Key::LoadAddress, 0, u32::MAX.into()).and_then(|n| u32::try_from(n).ok());
+        let entry = self.number(Key::Entry, 0, u32::MAX.into()).and_then(|n| u32::try_from(n).ok());
+        let format = match self.text(Key::KernelFormat) {
+            None | Some("auto") => Format::Auto,
+            Some("linux") => Format::Linux,
+            Some("multiboot1") => Format::Multiboot1,
+            Some("multiboot2") => Format::Multiboot2,
+            Some("pvh") => Format::Pvh,
+            Some("flat") => {
+                let address = address.unwrap_or(layout::HIGH_MEMORY as u32);
+                return Some(Format::Flat { address, entry: entry.unwrap_or(address) });
+            }
+            Some(value) => {
+                let expected = "\"auto\", \"linux\", \"multiboot1\", \"multiboot2\", \"pvh\" or \"flat\"";
+                self.refuse(Key::KernelFormat, Reason::BadValue { value: value.into(), expected });
+                return None;
+            }
+        };
+        for key in [Key::LoadAddress, Key::Entry] {
+            if self.value(key).is_some() {
+                self.refuse(key, Reason::OnlyFlat);
+            }
+        }
+        Some(format)
     }
 
     fn guest_type(&mut self) {

@@ -122,6 +122,25 @@ fn clocks_in_every_form() {
 }
 
 #[test]
+fn kernel_formats() {
+    for (value, format) in [
+        ("auto", Format::Auto),
+        ("linux", Format::Linux),
+        ("multiboot1", Format::Multiboot1),
+        ("multiboot2", Format::Multiboot2),
+        ("pvh", Format::Pvh),
+        ("flat", Format::Flat { address: 0x10_0000, entry: 0x10_0000 }),
+    ] {
+        assert_eq!(good(&format!("kernel_format = \"{value}\"")).kernel_format, format);
+    }
+    assert_eq!(good("").kernel_format, Format::Auto);
+    let flat = |more: &str| good(&format!("kernel_format = \"flat\"\n{more}")).kernel_format;
+    assert_eq!(flat("load_address = 0x8000"), Format::Flat { address: 0x8000, entry: 0x8000 });
+    assert_eq!(flat("entry = \"0x100010\""), Format::Flat { address: 0x10_0000, entry: 0x10_0010 });
+    assert_eq!(flat("load_address = 4\nentry = 6"), Format::Flat { address: 4, entry: 6 });
+}
+
+#[test]
 fn serial_in_every_form() {
     use Serial::{Log, None, Null, Pty};
     assert_eq!(good("serial = \"none\"").serial, ports([]));
@@ -150,6 +169,13 @@ fn every_bad_value_is_refused_with_its_line() {
         ("type = \"pv\"", "type: \"pv\" is known to xl, not supported yet"),
         ("type = \"xen\"", "type: bad value \"xen\", expected \"hvm\""),
         ("type = 1", "type: must be a string, not a number"),
+        (
+            "kernel_format = \"elf\"",
+            "kernel_format: bad value \"elf\", expected \"auto\", \"linux\", \"multiboot1\", \"multiboot2\", \"pvh\" or \"flat\"",
+        ),
+        ("load_address = 4096", "load_address: only for kernel_format = \"flat\": other kernels say it themselves"),
+        ("entry = 4096", "entry: only for kernel_format = \"flat\": other kernels say it themselves"),
+        ("entry = 4294967296\nkernel_format = \"flat\"", "entry: 4294967296 is not a whole number of 0 to 4294967295"),
         ("maxmem = 512", "maxmem: 512 MiB is not memory's 256 MiB: ballooning is not supported yet"),
         ("maxmem = -1", "maxmem: -1 is not a whole number of 1 to 16777216"),
         ("vcpus = 0", "vcpus: 0 is not a whole number of 1 to 4294967295"),
@@ -296,7 +322,7 @@ proptest! {
 
     /// Lines that look like a configuration: each key's value is anything.
     #[test]
-    fn no_value_panics(key in "name|memory|maxmem|vcpus|maxvcpus|cpus|cap|serial|cmdline|isa_debug_exit|on_crash|xyz|vif", value in "[-0-9a-z\"'\\[\\],;#{}= ._]{0,20}") {
+    fn no_value_panics(key in "name|memory|maxmem|vcpus|maxvcpus|cpus|cap|kernel_format|load_address|entry|serial|cmdline|isa_debug_exit|on_crash|xyz|vif", value in "[-0-9a-z\"'\\[\\],;#{}= ._]{0,20}") {
         if let Err(errors) = parse("p.cfg", &format!("{GOOD}{key} = {value}\n")) {
             for error in errors {
                 prop_assert!(error.to_string().starts_with("p.cfg:"));

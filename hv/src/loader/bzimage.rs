@@ -1,8 +1,13 @@
-//! Linux bzImages by the 64-bit boot protocol.
+//! Linux bzImages: by the 64-bit boot protocol, those without a 64-bit entry point by the 32-bit one.
 //!
 //! Manual: Linux 6.12, Documentation/arch/x86/boot.rst ("boot") and zero-page.rst ("zero-page").
 
-use super::{ImageFields, LoadError, LoadRequest, part, place::Placer};
+use super::{
+    ImageFields, LoadError, LoadRequest,
+    handover::{CODE32_DESCRIPTOR, DATA_DESCRIPTOR, flat_state},
+    part,
+    place::Placer,
+};
 use crate::{e820, layout};
 use alloc::{vec, vec::Vec};
 use x86defs::{Cr0, Cr4, DescriptorTable, Efer, Gpa, Gpr, GuestMemory, PAGE_SIZE, Segment, VcpuState};
@@ -33,8 +38,8 @@ mod header {
     pub const SETUP_DATA: usize = 0x250;
     pub const PREF_ADDRESS: usize = 0x258;
     pub const INIT_SIZE: usize = 0x260;
-    /// The end of what protocol 2.12 has.
-    pub const END_2_12: usize = 0x268;
+    /// The end of what protocol 2.10 has.
+    pub const END_2_10: usize = 0x264;
 }
 
 /// Other fields of boot_params (zero-page).
@@ -53,8 +58,10 @@ mod boot_params {
 
 const BOOT_FLAG: u16 = 0xaa55;
 const MAGIC: [u8; 4] = *b"HdrS";
-/// Protocol 2.12 brought xloadflags.
-const OLDEST: u16 = 0x020c;
+/// Protocol 2.10 brought pref_address and init_size.
+const OLDEST: u16 = 0x020a;
+/// Protocol 2.12 brought xloadflags, and with it the 64-bit entry point.
+const WITH_XLOADFLAGS: u16 = 0x020c;
 const LOADED_HIGH: u8 = 1 << 0;
 const XLF_KERNEL_64: u16 = 1 << 0;
 const XLF_CAN_BE_LOADED_ABOVE_4G: u16 = 1 << 1;
@@ -68,7 +75,7 @@ const ENTRY_64: u64 = 0x200;
 /// Where the pieces that the kernel needs until it has its own are put: below 640 KiB, which a bzImage never loads to.
 const GDT: u64 = 0x1000;
 const BOOT_PARAMS: u64 = 0x2000;
-/// PML4, PDPT, four page directories: the first 4 GiB one to one.
+/// PML4, PDPT, four page directories: the first 4 GiB one to one, for a 64-bit kernel.
 const PAGE_TABLES: u64 = 0x3000;
 const CMDLINE: u64 = 0x1_0000;
 /// Bytes for the command line with its NUL.
@@ -95,15 +102,25 @@ pub fn version(image: &[u8]) -> Option<&str> {
     core::str::from_utf8(text.get(..end)?).ok().filter(|t| start != 0 && !t.contains(char::is_control))
 }
 
+/// How the kernel is entered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum EntryPoint {
+    /// In protected mode, at the load address.
+    Bits32,
+    /// In long mode, [`ENTRY_64`] bytes behind it.
+    Bits64,
+}
+
 /// What the loader needs of the setup header.
 struct Header {
-    /// File offset of the 64-bit kernel.
+    /// File offset of the protected-mode kernel.
     kernel_offset: u64,
     /// Its bytes.
     kernel_size: u64,
     initrd_addr_max: u64,
     kernel_alignment: u64,
     relocatable: bool,
+    entry: EntryPoint,
     above_4g: bool,
     /// Most bytes of the command line without its NUL.
     cmdline_size: u64,
@@ -116,8 +133,8 @@ struct Header {
 impl Header {
     fn parse(image: &[u8]) -> Result<Self, LoadError> {
         let truncated =
-            LoadError::Truncated { part: "the setup header", needs: header::END_2_12 as u64, has: image.len() as u64 };
-        if image.len() < header::END_2_12 {
+            LoadError::Truncated { part: "the setup header", needs: header::END_2_10 as u64, has: image.len() as u64 };
+        if image.len() < header::END_2_10 {
             return Err(truncated);
         }
         let u8_at = |offset| image.u8_at(offset).ok_or(truncated);
@@ -132,12 +149,10 @@ impl Header {
         if loadflags & LOADED_HIGH == 0 {
             return Err(LoadError::Field { field: "loadflags", value: loadflags.into() });
         }
-        let xloadflags = u16_at(header::XLOADFLAGS)?;
-        if xloadflags & XLF_KERNEL_64 == 0 {
-            return Err(LoadError::Linux32Bit);
-        }
+        let xloadflags = if version < WITH_XLOADFLAGS { 0 } else { u16_at(header::XLOADFLAGS)? };
+        let entry = if xloadflags & XLF_KERNEL_64 == 0 { EntryPoint::Bits32 } else { EntryPoint::Bits64 };
         let end = header::MAGIC + usize::from(u8_at(header::JUMP)?);
-        if !(header::END_2_12..=boot_params::AFTER_HEADER).contains(&end) {
+        if !(header::END_2_10..=boot_params::AFTER_HEADER).contains(&end) {
             return Err(LoadError::Field { field: "jump", value: end as u64 });
         }
         let kernel_alignment = u64::from(u32_at(header::KERNEL_ALIGNMENT)?);
@@ -165,6 +180,7 @@ impl Header {
             initrd_addr_max: u32_at(header::INITRD_ADDR_MAX)?.into(),
             kernel_alignment,
             relocatable: u8_at(header::RELOCATABLE_KERNEL)? != 0,
+            entry,
             above_4g: xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G != 0,
             cmdline_size: u32_at(header::CMDLINE_SIZE)?.into(),
             pref_address: image.u64_at(header::PREF_ADDRESS).ok_or(truncated)?,
@@ -196,7 +212,7 @@ pub(super) fn load<M: GuestMemory + ?Sized>(memory: &M, request: &LoadRequest<'_
     let start = header.load_address()?;
     placer.take_kernel(start, header.init_size.max(header.kernel_size))?;
     if start >= layout::ABOVE_4G {
-        // Only the first 4 GiB are mapped when the kernel is entered.
+        // Only the first 4 GiB are mapped, or reached at all, when the kernel is entered.
         return Err(LoadError::Field { field: "pref_address", value: start });
     }
     let kernel = part(image, header.kernel_offset, header.kernel_size).ok_or(LoadError::Truncated {
@@ -240,15 +256,20 @@ pub(super) fn load<M: GuestMemory + ?Sized>(memory: &M, request: &LoadRequest<'_
         has: image.len() as u64,
     })?;
     memory.write(Gpa(BOOT_PARAMS), &params)?;
-    memory.write(Gpa(PAGE_TABLES), &identity_map())?;
-    let gdt: [u64; 4] = [0, 0, CODE64_DESCRIPTOR, DATA_DESCRIPTOR];
-    memory.write(Gpa(GDT), gdt.map(u64::to_le_bytes).as_flattened())?;
-    Ok(entry_state(start + ENTRY_64, size_of_val(&gdt)))
+    let code = match header.entry {
+        EntryPoint::Bits32 => CODE32_DESCRIPTOR,
+        EntryPoint::Bits64 => CODE64_DESCRIPTOR,
+    };
+    memory.write(Gpa(GDT), [0, 0, code, DATA_DESCRIPTOR].map(u64::to_le_bytes).as_flattened())?;
+    if header.entry == EntryPoint::Bits64 {
+        memory.write(Gpa(PAGE_TABLES), &identity_map())?;
+    }
+    Ok(entry_state(start, header.entry))
 }
 
-/// Flat, present, DPL 0, accessed: 64-bit code and 4-GiB data (SDM vol. 3A, 3.4.5).
+/// As [`CODE32_DESCRIPTOR`], of 64-bit code.
 const CODE64_DESCRIPTOR: u64 = 0x00af_9b00_0000_ffff;
-const DATA_DESCRIPTOR: u64 = 0x00cf_9300_0000_ffff;
+const GDT_BYTES: u16 = 32;
 
 /// boot_params: all zero but for the setup header, copied from the image, and what a boot loader fills in. `None` if the header
 /// does not lie within the image.
@@ -310,25 +331,19 @@ fn identity_map() -> Vec<u8> {
     entries.into_iter().flat_map(u64::to_le_bytes).collect()
 }
 
-/// The state at the 64-bit entry point (boot, "64-bit boot protocol"): long mode, interrupts off, RSI = boot_params.
-fn entry_state(rip: u64, gdt_bytes: usize) -> VcpuState {
-    let data = Segment::flat(BOOT_DS, 0x3, false);
-    let mut state = VcpuState {
-        rip,
-        cs: Segment::flat(BOOT_CS, 0xb, true),
-        ds: data,
-        es: data,
-        fs: data,
-        gs: data,
-        ss: data,
-        gdtr: DescriptorTable { base: GDT, limit: (gdt_bytes - 1) as u16 },
-        idtr: DescriptorTable::default(),
-        cr0: (Cr0::PE | Cr0::PG | Cr0::ET | Cr0::NE).bits(),
-        cr3: PAGE_TABLES,
-        cr4: Cr4::PAE.bits(),
-        efer: (Efer::LME | Efer::LMA).bits(),
-        ..VcpuState::reset(0)
-    };
+/// The state at the entry point (boot, "32-bit boot protocol", "64-bit boot protocol"): flat segments with the selectors that the protocol
+/// asks for, interrupts off, ESI or RSI = boot_params; EBP, EDI and EBX are zero. Long mode for a kernel that is entered so.
+fn entry_state(start: u64, entry: EntryPoint) -> VcpuState {
+    let long = entry == EntryPoint::Bits64;
+    let state = flat_state(start, Segment::flat(BOOT_CS, 0xb, long), Segment::flat(BOOT_DS, 0x3, false));
+    let mut state = VcpuState { gdtr: DescriptorTable { base: GDT, limit: GDT_BYTES - 1 }, ..state };
+    if long {
+        state.rip = start + ENTRY_64;
+        state.cr0 |= Cr0::PG.bits();
+        state.cr3 = PAGE_TABLES;
+        state.cr4 = Cr4::PAE.bits();
+        state.efer = (Efer::LME | Efer::LMA).bits();
+    }
     state.gprs[Gpr::Rsi] = BOOT_PARAMS;
     state
 }

@@ -2,26 +2,34 @@
 //!
 //! Manual: System V Application Binary Interface, edition 4.1, chapters 4 and 5; the 64-bit layout from its 2013 draft.
 
-use super::{ImageFields, LoadError, part};
-use arrayvec::ArrayVec;
+use super::{
+    ImageFields, LoadError,
+    image::{Segment, Segments},
+    part,
+};
 
-/// More than any kernel has; keeps a hostile file from making the loader work for long.
-pub(super) const MAX_SEGMENTS: usize = 64;
-
-/// A loadable segment with all its claims checked against the file.
-pub(super) struct Segment<'a> {
-    /// Where it goes, and its bytes there, `data` and then zeros: within 4 GiB.
-    pub(super) address: u64,
-    pub(super) size: u64,
-    pub(super) data: &'a [u8],
-    /// Where it was linked to run.
-    vaddr: u64,
-}
+/// More notes, and segments of notes, than any kernel has; keeps a hostile file from making the loader work for long.
+const MAX_NOTES: usize = 256;
 
 pub(super) struct Elf<'a> {
-    pub(super) segments: ArrayVec<Segment<'a>, MAX_SEGMENTS>,
-    /// Physical address of the entry point, within a segment.
-    pub(super) entry: u64,
+    image: &'a [u8],
+    wide: bool,
+    /// `e_entry`.
+    start: u64,
+    /// The program headers, each with so many bytes.
+    headers: &'a [u8],
+    header_bytes: usize,
+    pub(super) segments: Segments<'a>,
+}
+
+/// The section headers.
+pub(super) struct Sections<'a> {
+    pub(super) headers: &'a [u8],
+    pub(super) header_bytes: u16,
+    pub(super) count: u16,
+    /// Which one has the names.
+    pub(super) names: u16,
+    wide: bool,
 }
 
 const EI_CLASS: usize = 4;
@@ -34,6 +42,9 @@ const ET_DYN: u16 = 3;
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+const SHT_SYMTAB: u32 = 2;
+const SHT_STRTAB: u32 = 3;
 
 pub(super) fn is_elf(image: &[u8]) -> bool {
     image.starts_with(b"\x7fELF")
@@ -68,7 +79,7 @@ pub(super) fn parse(image: &[u8]) -> Result<Elf<'_>, LoadError> {
     if machine != if wide { EM_X86_64 } else { EM_386 } {
         return Err(LoadError::ElfMachine(machine));
     }
-    let entry = word((24, 24))?;
+    let start = word((24, 24))?;
     let phoff = word((28, 32))?;
     let (phentsize, phnum) = if wide { (u16_at(54)?, u16_at(56)?) } else { (u16_at(42)?, u16_at(44)?) };
     let header_bytes = if wide { 56 } else { 32 };
@@ -82,17 +93,75 @@ pub(super) fn parse(image: &[u8]) -> Result<Elf<'_>, LoadError> {
         has,
     })?;
 
-    let mut segments = ArrayVec::new();
+    let mut segments = Segments::new();
     for header in table.chunks_exact(usize::from(phentsize)) {
         if let Some(segment) = segment(image, header, wide)? {
             segments.try_push(segment).map_err(|_| LoadError::TooManySegments)?;
         }
     }
-    let start = segments.iter().find_map(|s: &Segment<'_>| {
-        let offset = entry.checked_sub(s.vaddr)?;
-        (offset < s.size).then(|| s.address + offset)
-    });
-    Ok(Elf { segments, entry: start.ok_or(LoadError::Field { field: "e_entry", value: entry })? })
+    Ok(Elf { image, wide, start, headers: table, header_bytes: phentsize.into(), segments })
+}
+
+impl<'a> Elf<'a> {
+    /// Physical address of the entry point.
+    ///
+    /// # Errors
+    /// It lies in no segment.
+    pub(super) fn entry(&self) -> Result<u64, LoadError> {
+        let physical = self.segments.iter().find_map(|s| {
+            let offset = self.start.checked_sub(s.vaddr)?;
+            (offset < s.size).then(|| s.address + offset)
+        });
+        physical.ok_or(LoadError::Field { field: "e_entry", value: self.start })
+    }
+
+    /// What the first note of this owner and type says.
+    pub(super) fn note(&self, owner: &[u8], kind: u32) -> Option<&'a [u8]> {
+        let word = |header: &'a [u8], offset: (usize, usize)| {
+            if self.wide { header.u64_at(offset.1) } else { header.u32_at(offset.0).map(u64::from) }
+        };
+        let segments = self.headers.chunks_exact(self.header_bytes).filter(|header| header.u32_at(0) == Some(PT_NOTE));
+        segments.take(MAX_NOTES).find_map(|header| {
+            // Names and descriptions are padded to 4 bytes; in segments that say so, to 8.
+            let align = if word(header, (28, 48))? == 8 { 8 } else { 4 };
+            let mut notes = part(self.image, word(header, (4, 8))?, word(header, (16, 32))?)?;
+            for _ in 0..MAX_NOTES {
+                let (name_bytes, bytes) = (notes.u32_at(0)? as usize, notes.u32_at(4)? as usize);
+                let start = name_bytes.checked_add(12)?.checked_next_multiple_of(align)?;
+                let end = start.checked_add(bytes)?;
+                let description = notes.get(start..end)?;
+                if notes.u32_at(8) == Some(kind) && notes.get(12..12 + name_bytes) == Some(owner) {
+                    return Some(description);
+                }
+                notes = notes.get(end.checked_next_multiple_of(align)?..)?;
+            }
+            None
+        })
+    }
+
+    /// The section headers, if the file has them whole.
+    pub(super) fn sections(&self) -> Option<Sections<'a>> {
+        let (image, at) = (self.image, if self.wide { 58 } else { 46 });
+        let offset = if self.wide { image.u64_at(40)? } else { image.u32_at(32)?.into() };
+        let (header_bytes, count, names) = (image.u16_at(at)?, image.u16_at(at + 2)?, image.u16_at(at + 4)?);
+        let whole = offset != 0 && count != 0 && header_bytes >= if self.wide { 64 } else { 40 };
+        let headers = part(image, offset, u64::from(header_bytes) * u64::from(count)).filter(|_| whole)?;
+        Some(Sections { headers, header_bytes, count, names, wide: self.wide })
+    }
+}
+
+impl Sections<'_> {
+    /// Symbol and string tables that no segment brings into memory: where each one's address belongs in `headers`, and its place in the
+    /// file.
+    pub(super) fn tables_to_load(&self) -> impl Iterator<Item = (usize, u64, u64)> {
+        self.headers.chunks_exact(self.header_bytes.into()).enumerate().filter_map(|(n, header)| {
+            let word =
+                |offset: (usize, usize)| if self.wide { header.u64_at(offset.1) } else { header.u32_at(offset.0).map(u64::from) };
+            let wanted = matches!(header.u32_at(4)?, SHT_SYMTAB | SHT_STRTAB) && word((12, 16))? == 0;
+            let address = n * usize::from(self.header_bytes) + if self.wide { 16 } else { 12 };
+            wanted.then_some((address, word((16, 24))?, word((20, 32))?))
+        })
+    }
 }
 
 /// One program header; `None` if there is nothing to load.

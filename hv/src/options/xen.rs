@@ -11,7 +11,7 @@ pub(super) fn knows(name: &str) -> bool {
 #[rustfmt::skip]
 const NAMES: &[&str] = &[
     "acpi", "acpi_apic_instance", "acpi_pstate_strict", "acpi_skip_timer_override", "acpi_sleep", "allow_unsafe", "altp2m",
-    "apic", "apic_verbosity", "apicv", "arat", "argo", "asid", "async-show-all", "ats", "availmem", "badpage", "bootscrub",
+    "apic", "apic_verbosity", "arat", "argo", "asid", "async-show-all", "ats", "availmem", "badpage", "bootscrub",
     "bootscrub_chunk", "cet", "clocksource", "cmci-threshold", "cmos-rtc-probe", "conring_size", "console_to_ring",
     "core_parking", "cpu_type", "cpufreq", "cpuid", "cpuid_mask_cpu", "cpuid_mask_ecx", "cpuid_mask_edx", "cpuid_mask_ext_ecx",
     "cpuid_mask_ext_edx", "cpuid_mask_l7s0_eax", "cpuid_mask_l7s0_ebx", "cpuid_mask_thermal_ecx", "cpuid_mask_xsave_eax",

@@ -37,7 +37,11 @@ impl<P: Platform> VirtCpu<P> {
     fn other_msr_write(&mut self, cx: &Context<'_, P>, index: u32, value: u64) {
         let result = match index {
             index if X2APIC.contains(&index) => self.x2apic_write(cx, index, value),
-            msr::IA32_APIC_BASE => self.apic.set_base_msr(value, self.cpuid.phys_bits()).map_err(|_| super::Gp),
+            msr::IA32_APIC_BASE => {
+                let result = self.apic.set_base_msr(value, self.cpuid.phys_bits()).map_err(|_| super::Gp);
+                self.update_virtual_apic();
+                result
+            }
             msr::IA32_TSC_DEADLINE => {
                 self.tsc_deadline_write(cx, value);
                 Ok(())
@@ -76,7 +80,7 @@ impl<P: Platform> VirtCpu<P> {
 
     /// An effect beyond the local APIC.
     #[inline(never)]
-    fn outer_effect(&self, cx: &Context<'_, P>, effect: Effect) {
+    pub(super) fn outer_effect(&self, cx: &Context<'_, P>, effect: Effect) {
         self.vm.board.lapic_effect(self.id, effect);
         self.wake_others(cx);
     }

@@ -16,6 +16,7 @@ mod smp_tests;
 mod task;
 #[cfg(test)]
 mod tests;
+mod virtual_apic;
 
 use crate::{alarm::Alarm, clock::Clock, vm::Vm};
 use alloc::{boxed::Box, sync::Arc};
@@ -90,6 +91,8 @@ pub struct VirtCpu<P: Platform> {
     xcr0: Xcr0Policy,
     /// An interrupt or NMI window was asked for and has not come.
     window: bool,
+    /// The CPU works on the local APIC's page by itself.
+    virtual_apic: bool,
     /// It was halted with RFLAGS.IF set.
     interruptible: bool,
     pub(crate) stats: Stats,
@@ -173,6 +176,7 @@ impl<P: Platform> VirtCpu<P> {
             pvclock: pvclock::PvClock::default(),
             xcr0,
             window: false,
+            virtual_apic: false,
             interruptible: false,
             stats: Stats::default(),
             fetches: FetchCache::new(),

@@ -90,6 +90,8 @@ impl<P: Platform> VirtCpu<P> {
             Exit::InterruptWindow | Exit::NmiWindow => {}
             Exit::HostInterrupt => return self.host_interrupt(cx),
             Exit::HostNmi => return Err(Stop::Preempted),
+            Exit::VirtualEoi { vector } => return self.virtual_eoi(cx, vector),
+            Exit::VirtualApicWrite { offset } => self.apic.virtual_write(offset),
             Exit::TaskSwitch(switch) => return self.task_switch(&switch),
             Exit::TripleFault => return Err(Stop::Crash(CrashReason::TripleFault)),
             Exit::Unknown { code, info } => return Err(Stop::Crash(CrashReason::UnknownExit { code, info })),
@@ -127,6 +129,10 @@ impl<P: Platform> VirtCpu<P> {
     #[inline(always)]
     fn deliver(&mut self) -> Result<(), Stop> {
         self.window = self.apic.signal_pending() && self.take_signals()?;
+        if self.has_virtual_apic() {
+            self.deliver_virtual();
+            return Ok(());
+        }
         if self.hw.can_take_interrupt() {
             match self.apic.take() {
                 Some(Pending::Lapic(vector)) => {
@@ -145,7 +151,7 @@ impl<P: Platform> VirtCpu<P> {
     }
 
     #[inline(never)]
-    fn take_extint(&mut self) {
+    pub(super) fn take_extint(&mut self) {
         let vector = self.vm.board.router.acknowledge_extint();
         self.hw.inject_interrupt(vector);
         self.stats.interrupts += 1;
@@ -176,7 +182,9 @@ impl<P: Platform> VirtCpu<P> {
             // The boot processor goes on at the reset vector, where firmware is, which starts the machine anew.
             Startup::Init if self.id == 0 => Err(Stop::End(End::Reboot)),
             Startup::Init => {
+                self.end_virtual_apic();
                 self.apic.init();
+                self.update_virtual_apic();
                 self.fetches.forget();
                 self.hw.set_state(&VcpuState::init(self.cpuid.signature(), self.hw.cr0()));
                 self.pvclock.reset();
@@ -233,6 +241,9 @@ impl<P: Platform> VirtCpu<P> {
         self.hw.complete(Resume::Advance);
         self.interruptible = self.hw.rflags() & x86defs::Rflags::IF.bits() != 0;
         self.activity = Activity::Halted;
+        if self.has_virtual_apic() {
+            self.apic.look_again();
+        }
         if self.wakes() {
             self.activity = Activity::Running;
             return Ok(());

@@ -1,5 +1,5 @@
-//! Self-checking guest kernels: one multiboot1 image with many cases, one of which runs per boot, chosen by `test=NAME` on the command
-//! line. Each case opens with the architectural behaviour that it checks. The verdict leaves by port 0xf4: 0x10 passed, 0x11 failed
+//! Self-checking guest kernels: one image with many cases, one of which runs per boot, chosen by `test=NAME` on the command
+//! line. It is a kernel of every format that is not Linux's own: multiboot1, multiboot2, PVH, and (made flat by the runner) no format at all. Each case opens with the architectural behaviour that it checks. The verdict leaves by port 0xf4: 0x10 passed, 0x11 failed
 //! (the reason is on COM1); some cases end otherwise on purpose (triple fault, reset), which the runner's list says.
 #![no_std]
 #![no_main]

@@ -88,6 +88,8 @@ pub struct GuestTest {
     pub expect: Expect,
     pub on: &'static [Platform],
     pub vcpus: u32,
+    /// A module: the test guest in one form or another.
+    pub kernel: &'static str,
     /// More lines for its configuration.
     pub config: &'static str,
 }
@@ -100,7 +102,7 @@ const fn pass(name: &'static str) -> GuestTest {
 }
 
 const fn ends(name: &'static str, expect: Expect) -> GuestTest {
-    GuestTest { name, expect, on: BOTH_VENDORS, vcpus: 1, config: "" }
+    GuestTest { name, expect, on: BOTH_VENDORS, vcpus: 1, kernel: GUEST_KERNEL, config: "" }
 }
 
 const fn smp(name: &'static str, vcpus: u32) -> GuestTest {
@@ -115,7 +117,14 @@ pub const GUESTS: &[GuestTest] = &[
     pass("tsc"),
     pass("control-registers"),
     pass("vector-state"),
-    pass("multiboot-info"),
+    GuestTest { config: "ramdisk = \"guests\"\n", ..pass("multiboot-info") },
+    GuestTest { config: "ramdisk = \"guests\"\nkernel_format = \"multiboot2\"\n", ..pass("multiboot2-info") },
+    GuestTest { config: "ramdisk = \"guests\"\nkernel_format = \"pvh\"\n", ..pass("pvh-info") },
+    GuestTest {
+        kernel: FLAT_KERNEL,
+        config: "ramdisk = \"guests\"\nkernel_format = \"flat\"\nload_address = 0x100000\nentry = 0x100010\n",
+        ..pass("flat-image")
+    },
     pass("port-widths"),
     pass("port-unclaimed"),
     pass("string-io"),
@@ -154,6 +163,7 @@ pub const GUESTS: &[GuestTest] = &[
     pass("lapic-priority"),
     pass("self-ipi"),
     pass("x2apic"),
+    pass("x2apic-delivery"),
     pass("serial-irq"),
     pass("pic-modes"),
     pass("pic-spurious"),
@@ -197,6 +207,8 @@ pub const SCENARIO_CASES: &[&str] = &["progress", "idle", "hog", "buttons", "mem
 
 /// The module with the test guest.
 pub const GUEST_KERNEL: &str = "guests";
+/// The same as a flat image, for 1 MiB.
+pub const FLAT_KERNEL: &str = "guests.bin";
 
 /// Memory of a test guest.
 const GUEST_MEMORY_MIB: u32 = 32;
@@ -211,9 +223,9 @@ pub fn guest_config(case: &str) -> String {
 #[must_use]
 pub fn guest_config_of(name: &str, case: &str) -> String {
     let test = GUESTS.iter().find(|test| test.name == name);
-    let (vcpus, more) = test.map_or((1, ""), |test| (test.vcpus, test.config));
+    let (vcpus, kernel, more) = test.map_or((1, GUEST_KERNEL, ""), |test| (test.vcpus, test.kernel, test.config));
     format!(
-        "name = \"{name}\"\ntype = \"hvm\"\nmemory = {GUEST_MEMORY_MIB}\nvcpus = {vcpus}\nkernel = \"{GUEST_KERNEL}\"\n\
+        "name = \"{name}\"\ntype = \"hvm\"\nmemory = {GUEST_MEMORY_MIB}\nvcpus = {vcpus}\nkernel = \"{kernel}\"\n\
          cmdline = \"test={case}\"\nisa_debug_exit = 0xf4\n\
          on_poweroff = \"destroy\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n{more}"
     )
@@ -254,6 +266,13 @@ pub const REFUSALS: &[RefusalTest] = &[
     refusal("too-much-memory", "name = \"g\"\nkernel = \"guests\"\nmemory = 16384\n", 3, "memory", "more memory than there is"),
     refusal("too-many-vcpus", "name = \"h\"\nmemory = 32\nkernel = \"guests\"\nvcpus = 4096\n", 4, "vcpus", "4096"),
     refusal("not-toml", "name = \"i\"\nmemory = 32\nkernel = guests\n", 3, "kernel", "not valid TOML"),
+    refusal(
+        "not-that-format",
+        "name = \"k\"\nmemory = 32\nkernel_format = \"linux\"\nkernel = \"guests\"\n",
+        3,
+        "kernel_format",
+        "no Linux boot header",
+    ),
     refusal("wrong-type", "name = \"j\"\nmemory = [32]\nkernel = \"guests\"\n", 2, "memory", "must be"),
 ];
 pub const REFUSALS_ON: &[Platform] = &[Platform::SvmQemu];

@@ -1,5 +1,6 @@
 //! Several guests and an operator, who comes and goes with them: what each scenario starts, what the operator does, and what must come out.
 
+mod apicv;
 mod lifecycle;
 mod neighbours;
 mod pinned;
@@ -72,8 +73,15 @@ fn is_exact(platform: Platform) -> bool {
 
 const BOTH: &[Platform] = &[Platform::SvmQemu, Platform::VmxBochs];
 
-pub const SCENARIOS: &[Scenario] =
-    &[lifecycle::ROUNDS, lifecycle::SCRUBBED, pinned::NULL, pinned::IDLE, neighbours::STORMS, neighbours::THREE_GUESTS];
+pub const SCENARIOS: &[Scenario] = &[
+    lifecycle::ROUNDS,
+    lifecycle::SCRUBBED,
+    apicv::OFF,
+    pinned::NULL,
+    pinned::IDLE,
+    neighbours::STORMS,
+    neighbours::THREE_GUESTS,
+];
 
 impl Scenario {
     pub(crate) fn spec(&self, platform: Platform) -> Spec {

@@ -1,5 +1,7 @@
 //! Runs the emulator tests of [`crate::list`], two machines at a time, many guests to a machine.
 
+mod linux_jobs;
+
 use std::{
     collections::{BTreeSet, VecDeque},
     path::{Path, PathBuf},
@@ -18,9 +20,10 @@ use crate::{
     bench,
     budget::Budget,
     feed::Pace,
+    flat,
     image::{Grub, Image, Modules},
     keyboard,
-    lines::{Event, GuestEnd},
+    lines::Event,
     linux,
     list::{self, Expect, GuestTest, LinuxTest, Platform, RefusalTest},
     machine::{Machine, Spec, Vendor},
@@ -28,6 +31,7 @@ use crate::{
     script::Operator,
     session::{self, End, Mailbox, Message, Observer, Options, Outcome},
     shares::{SHARES, ShareTest},
+    variants::{Kernel, VARIANTS, Variant, When},
 };
 
 /// What the tests run with.
@@ -39,6 +43,8 @@ pub struct Assets {
     pub guests: Option<PathBuf>,
     /// Kernel and initramfs of the default guest; absent if no test needs them.
     pub linux: Option<(PathBuf, Vec<u8>)>,
+    /// The same of other Linuxes.
+    pub others: Vec<(Kernel, PathBuf, Vec<u8>)>,
     pub grub: Grub,
     /// For the ISOs.
     pub work: PathBuf,
@@ -67,6 +73,7 @@ enum Job {
     Together(Platform),
     Refusals(Platform, Vec<RefusalTest>),
     Linux(LinuxTest, Vec<&'static str>),
+    Variant(Platform, Variant),
     Shares(Platform, ShareTest),
     Scenario(Platform, Scenario),
     Keyboard(Platform),
@@ -80,9 +87,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Those on `platforms` whose name contains `filter`.
+    /// Those on `platforms` whose name contains `filter`, except that what takes long needs `long`.
     #[must_use]
-    pub fn new(platforms: &[Platform], filter: &str) -> Self {
+    pub fn new(platforms: &[Platform], filter: &str, long: bool) -> Self {
         let mut jobs = Vec::new();
         for &platform in platforms {
             let wanted = |name: &str| test_name(platform, name).contains(filter);
@@ -90,6 +97,12 @@ impl Plan {
                 let checks: Vec<_> = linux::checks(linux).into_iter().filter(|c| wanted(c)).collect();
                 if !checks.is_empty() {
                     jobs.push(Job::Linux(*linux, checks));
+                }
+            }
+            for variant in VARIANTS.iter().filter(|v| wanted(v.name)) {
+                let now = |(on, when): &(Platform, When)| *on == platform && (long || *when == When::Always);
+                if variant.on.iter().any(now) {
+                    jobs.push(Job::Variant(platform, *variant));
                 }
             }
             let guests: Vec<_> = list::GUESTS.iter().filter(|t| t.on.contains(&platform) && wanted(t.name)).copied().collect();
@@ -141,16 +154,23 @@ impl Plan {
 
     #[must_use]
     pub fn needs_guests(&self) -> bool {
-        self.jobs.iter().any(|job| !matches!(job, Job::Linux(..)))
+        self.jobs.iter().any(|job| !matches!(job, Job::Linux(..) | Job::Variant(..)))
     }
 
     #[must_use]
     pub fn needs_linux(&self) -> bool {
         self.jobs.iter().any(|job| match job {
             Job::Linux(..) => true,
+            Job::Variant(_, variant) => variant.kernel == Kernel::Cloud,
             Job::Scenario(_, test) => test.kernels == Kernels::AndLinux,
             _ => false,
         })
+    }
+
+    /// True if a test needs this kernel.
+    #[must_use]
+    pub fn needs(&self, kernel: Kernel) -> bool {
+        self.jobs.iter().any(|job| matches!(job, Job::Variant(_, variant) if variant.kernel == kernel))
     }
 
     /// Runs the tests, `machines` at a time; calls `report` with each result as it comes.
@@ -196,6 +216,7 @@ impl Job {
             | Self::Refusals(platform, _)
             | Self::Shares(platform, _)
             | Self::Scenario(platform, _)
+            | Self::Variant(platform, _)
             | Self::Keyboard(platform)
             | Self::Bench(platform, _) => *platform,
             Self::Linux(test, _) => test.on,
@@ -214,7 +235,7 @@ impl Job {
                     10 * test.cpus
                 }
             }
-            Self::Linux(..) => 100,
+            Self::Linux(..) | Self::Variant(..) => 100,
         };
         self.platform().spec().slowness() * units
     }
@@ -226,6 +247,7 @@ impl Job {
             Self::Together(_) => vec![test_name(platform, TOGETHER)],
             Self::Shares(_, test) => vec![test_name(platform, test.name)],
             Self::Scenario(_, test) => vec![test_name(platform, test.name)],
+            Self::Variant(_, variant) => vec![test_name(platform, variant.name)],
             Self::Keyboard(_) => vec![test_name(platform, keyboard::NAME)],
             Self::Bench(..) => vec![test_name(platform, bench::TEST)],
             Self::Refusals(_, tests) => tests.iter().map(|t| test_name(platform, &refusal_name(t))).collect(),
@@ -243,7 +265,8 @@ impl Job {
             Self::Keyboard(platform) => run_keyboard(assets, *platform, sender),
             Self::Bench(platform, vendor) => run_bench(assets, *platform, *vendor, sender),
             Self::Refusals(platform, tests) => run_refusals(assets, *platform, tests, sender),
-            Self::Linux(test, checks) => run_linux(assets, *test, checks, sender),
+            Self::Linux(test, checks) => linux_jobs::run(assets, *test, checks, sender),
+            Self::Variant(platform, variant) => linux_jobs::run_variant(assets, *platform, variant, sender),
         };
         // The machine could not even be started.
         if let Err(error) = result {
@@ -392,6 +415,9 @@ fn run_guests(assets: &Assets, platform: Platform, tests: &[GuestTest], sender: 
     while !left.is_empty() {
         let mut modules = Modules::default();
         add_guest_kernel(assets, &mut modules)?;
+        if left.iter().any(|test| test.kernel == list::FLAT_KERNEL) {
+            add_flat_guest_kernel(assets, &mut modules)?;
+        }
         for test in &left {
             modules.add_bytes(&format!("{}.cfg", test.name), list::guest_config(test.name).into_bytes());
         }
@@ -424,11 +450,20 @@ fn run_guests(assets: &Assets, platform: Platform, tests: &[GuestTest], sender: 
     Ok(())
 }
 
+fn guest_kernel(assets: &Assets) -> Result<Vec<u8>> {
+    let path = assets.guests.as_ref().context("the test guest was not built")?;
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
 /// The module's file is called as cargo called it; configurations name the module.
 pub(crate) fn add_guest_kernel(assets: &Assets, modules: &mut Modules) -> Result<()> {
-    let path = assets.guests.as_ref().context("the test guest was not built")?;
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    modules.add_bytes(list::GUEST_KERNEL, bytes);
+    modules.add_bytes(list::GUEST_KERNEL, guest_kernel(assets)?);
+    Ok(())
+}
+
+fn add_flat_guest_kernel(assets: &Assets, modules: &mut Modules) -> Result<()> {
+    let (_, image) = flat::flatten(&guest_kernel(assets)?).context("the test guest cannot be made flat")?;
+    modules.add_bytes(list::FLAT_KERNEL, image);
     Ok(())
 }
 
@@ -593,43 +628,6 @@ fn check_refusal(test: &RefusalTest, outcome: &Outcome) -> Result<(), String> {
     }
 }
 
-fn run_linux(assets: &Assets, test: LinuxTest, checks: &[&'static str], sender: &Sender<Report>) -> Result<()> {
-    let start = Instant::now();
-    let spec = Spec { cpus: test.cpus, ..test.on.spec() };
-    let (kernel, initramfs) = assets.linux.as_ref().context("there is no Linux")?;
-    let mut modules = Modules::default();
-    let kernel = modules.add_file(kernel);
-    let ramdisk = modules.add_bytes("initrd.img", initramfs.clone());
-    let config = linux_config(&kernel, &ramdisk, test.vcpus);
-    modules.add_bytes("debian.cfg", config.into_bytes());
-    let mut record = Record::default();
-    let limits = Limits::for_long(&spec);
-    let outcome = boot(assets, &spec, "parallel", modules, &linux::script(&test), limits, &mut record)?;
-    let console = record.lines.join("\n");
-    let mut lines = record.lines;
-    // What keeps Linux from its end explains most other failures.
-    let end = if matches!(outcome.end, End::AllEnded) { String::new() } else { format!(" ({})", outcome.end) };
-    let crash = outcome.ends().find_map(|(_, how)| matches!(how, GuestEnd::Crash(_)).then(|| format!(" (it ended: {how})")));
-    for name in checks {
-        let result = linux::check(name, &test, &console, &outcome.events).map_err(|reason| Failure {
-            reason: format!("{reason}{end}{}", crash.as_deref().unwrap_or_default()),
-            // All have the same console: once is enough.
-            console: std::mem::take(&mut lines),
-        });
-        let _ = sender.send(Report { name: test_name(test.on, name), result, took: start.elapsed() });
-    }
-    Ok(())
-}
-
-/// With nothing on the kernel's command line but the console.
-fn linux_config(kernel: &str, ramdisk: &str, vcpus: u32) -> String {
-    format!(
-        "name = \"debian\"\ntype = \"hvm\"\nmemory = {}\nvcpus = {vcpus}\nkernel = \"{kernel}\"\nramdisk = \"{ramdisk}\"\n\
-         cmdline = \"console=ttyS0\"\n",
-        list::LINUX_MEMORY.mib()
-    )
-}
-
 /// A folder for ISOs in `cache`.
 pub fn work_folder(cache: &Path) -> Result<tempfile::TempDir> {
     std::fs::create_dir_all(cache)?;
@@ -642,7 +640,7 @@ mod tests {
 
     #[test]
     fn plans_hold_what_was_asked_for() {
-        let all = Plan::new(&Platform::ALL, "");
+        let all = Plan::new(&Platform::ALL, "", false);
         for name in [
             "svm/icount/nmi",
             "vmx/bochs/nmi",
@@ -663,11 +661,16 @@ mod tests {
         let names = all.names();
         assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "names are unique");
 
-        let one = Plan::new(&[Platform::VmxBochs], "string-io");
+        assert!(!names.iter().any(|n| n == "vmx/bochs/linux-686"));
+        let long = Plan::new(&[Platform::VmxBochs], "linux-686", true);
+        assert_eq!(long.names(), ["vmx/bochs/linux-686"]);
+        assert!(long.needs(Kernel::Pae) && !long.needs(Kernel::Unpacked) && !long.needs_linux());
+
+        let one = Plan::new(&[Platform::VmxBochs], "string-io", false);
         assert_eq!(one.names(), ["vmx/bochs/string-io"]);
         assert!(!one.needs_linux());
-        assert!(Plan::new(&Platform::ALL, "no such test").is_empty());
-        assert_eq!(Plan::new(&Platform::ALL, "svm/uefi/linux-poweroff").names(), ["svm/uefi/linux-poweroff"]);
+        assert!(Plan::new(&Platform::ALL, "no such test", false).is_empty());
+        assert_eq!(Plan::new(&Platform::ALL, "svm/uefi/linux-poweroff", false).names(), ["svm/uefi/linux-poweroff"]);
     }
 
     fn outcome(lines: &[&str], end: End) -> Outcome {

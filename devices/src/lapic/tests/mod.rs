@@ -6,6 +6,7 @@ mod linux;
 mod random;
 mod threads;
 mod timer;
+mod virtualised;
 
 use super::{spec::reg, *};
 use crate::interrupt::{ApicMode, BROADCAST, InterruptMessage};

@@ -63,7 +63,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// The highest vector of ISR or IRR, by looking at all of it.
-fn highest(words: [u32; 8]) -> Option<u8> {
+pub fn highest(words: [u32; 8]) -> Option<u8> {
     (0..=255u8).rev().find(|&v| words[usize::from(v >> 5)] >> (v & 31) & 1 != 0)
 }
 

@@ -249,7 +249,7 @@ pub fn pit_modes(_: &BootInfo) {
 }
 
 /// Raises and lowers the SCI by software's own general-purpose event (ICH9, GPE_CNTL).
-fn sci(high: bool) {
+pub(super) fn sci(high: bool) {
     outb(0x628, 4);
     outb(0x642, if high { 2 } else { 0 });
     if !high {

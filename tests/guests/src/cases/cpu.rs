@@ -1,14 +1,13 @@
 //! The CPU as a guest sees it.
 
 use crate::rt::{
-    BootInfo, boot, catch, catch_msr_read, catch_msr_write, check, check_eq, cpu, cpuid, interrupts::Caught, rdmsr, rdtsc, wrmsr,
+    BootInfo, catch, catch_msr_read, catch_msr_write, check, check_eq, cpu, cpuid, interrupts::Caught, rdmsr, rdtsc, wrmsr,
 };
 use core::arch::asm;
 
 /// CPUID shows a consistent, filtered CPU (Intel SDM vol. 2A "CPUID"): the hypervisor bit and leaf, no VMX or SVM, a topology of one CPU,
 /// frequencies that agree, invariant TSC.
-pub fn cpuid_policy(boot: &BootInfo) {
-    check!(boot.valid(), "multiboot1 magic");
+pub fn cpuid_policy(_: &BootInfo) {
     let [_, ebx, ecx, edx] = cpuid(1, 0);
     check!(ecx >> 31 == 1, "hypervisor bit");
     check_eq!(ecx & (1 << 5), 0, "VMX hidden");
@@ -172,28 +171,4 @@ pub fn vector_state(_: &BootInfo) {
     // SAFETY: DR0 is not armed in DR7.
     unsafe { asm!("mov dr0, {v}", "in al, 0x61", "mov {v}, dr0", v = inout(reg) 0x1234_5678u64 => address, out("al") _) };
     check_eq!(address, 0x1234_5678, "DR0");
-}
-
-/// What a multiboot1 loader must say: memory, map, command line, loader name (Multiboot 0.6.96, 3.3).
-pub fn multiboot_info(boot: &BootInfo) {
-    check!(boot.valid(), "magic in EAX");
-    let flags = boot.word(0);
-    check_eq!(flags & 0x245, 0x245, "memory, command line, map and loader name are given");
-    check_eq!(boot.word(1), 640, "KiB of lower memory");
-    check!(boot.word(2) >= 8 * 1024, "KiB of upper memory: {}", boot.word(2));
-    check!(boot.command_line().contains("test=multiboot-info"), "command line: {:?}", boot.command_line());
-    check!(boot::string_at(boot.word(16)).contains("Bulkhead"), "boot loader name");
-    let (length, map) = (boot.word(11), boot.word(12));
-    let (mut at, mut ram) = (map, 0);
-    while at < map + length {
-        let entry = u64::from(at);
-        let size = cpu::read32(entry);
-        let (base, bytes, kind) = (cpu::read64(entry + 4), cpu::read64(entry + 12), cpu::read32(entry + 20));
-        check!(bytes != 0 && base.checked_add(bytes).is_some(), "map entry at {at:#x}");
-        if kind == 1 {
-            ram += bytes;
-        }
-        at += size + 4;
-    }
-    check!(ram >= 8 << 20, "bytes of RAM in the map: {ram}");
 }

@@ -1,5 +1,6 @@
 //! Interrupt delivery through the 8259, the IOAPIC and the local APIC.
 
+use super::chips::sci;
 use crate::rt::{
     BootInfo, apic, catch_msr_read, catch_msr_write, check, check_eq, cpu, inb, interrupts, on_interrupt, outb, pic, rdmsr, time,
     wrmsr,
@@ -149,6 +150,163 @@ pub fn x2apic(_: &BootInfo) {
     wrmsr(apic::APIC_BASE, base & !(3 << 10));
     wrmsr(apic::APIC_BASE, base);
     check_eq!(apic::read(apic::reg::VERSION) & 0xf0, 0x10, "back in xAPIC mode");
+}
+
+/// Delivery in x2APIC mode, where the CPU may do it by itself: priorities by TPR and CR8, levels and their EOI, the 8259 through LINT0, HLT, a
+/// software-disabled APIC, and the way out of the mode with something pending.
+pub fn x2apic_delivery(_: &BootInfo) {
+    pic::init(0x30);
+    apic::enable_x2();
+    x2_priorities();
+    x2_illegal_vector();
+    x2_halted();
+    x2_levels();
+    x2_extint();
+    x2_disabled();
+}
+
+fn x2_eoi() {
+    wrmsr(apic::x2(apic::reg::EOI), 0);
+}
+
+fn x2_self_ipi(vector: u8) {
+    wrmsr(0x83f, vector.into());
+}
+
+fn x2_priorities() {
+    ORDER.store(0, Ordering::SeqCst);
+    on_interrupt(LOW, |_| {
+        ORDER.store(ORDER.load(Ordering::SeqCst) << 8 | u32::from(LOW), Ordering::SeqCst);
+        x2_eoi();
+    });
+    on_interrupt(HIGH, |_| {
+        ORDER.store(ORDER.load(Ordering::SeqCst) << 8 | u32::from(HIGH), Ordering::SeqCst);
+        x2_self_ipi(LOW);
+        cpu::sti();
+        time::spin_us(200);
+        cpu::cli();
+        check_eq!(rdmsr(apic::x2(apic::reg::ISR + 0x40)), 1 << 5, "in service");
+        check_eq!(rdmsr(apic::x2(apic::reg::IRR + 0x20)), 1 << 5, "the lower one is pending");
+        check_eq!(rdmsr(apic::x2(apic::reg::PPR)), 0x80, "processor priority");
+        x2_eoi();
+    });
+    cpu::write_cr8(8);
+    check_eq!(rdmsr(apic::x2(apic::reg::TPR)), 0x80, "CR8 is the TPR");
+    x2_self_ipi(LOW);
+    wrmsr(0x830, 0x4_4000 | u64::from(HIGH));
+    cpu::sti();
+    time::spin_us(500);
+    check_eq!(ORDER.load(Ordering::SeqCst), 0, "TPR 0x80 holds both back");
+    wrmsr(apic::x2(apic::reg::TPR), 0x75);
+    time::wait_for(1_000_000, || interrupts::count(HIGH) == 1);
+    check_eq!(ORDER.load(Ordering::SeqCst), 0x85, "only the higher class passes TPR 0x75");
+    check_eq!(cpu::read_cr8(), 7, "the TPR is CR8");
+    cpu::write_cr8(0);
+    check!(time::wait_for(1_000_000, || interrupts::count(LOW) == 1), "then the lower");
+    check_eq!(ORDER.load(Ordering::SeqCst), 0x8545, "in this order");
+}
+
+fn x2_illegal_vector() {
+    let esr = || {
+        wrmsr(apic::x2(apic::reg::ESR), 0);
+        rdmsr(apic::x2(apic::reg::ESR))
+    };
+    esr();
+    x2_self_ipi(5);
+    check_eq!(esr(), 1 << 5, "a self IPI of an illegal vector");
+    check!(catch_msr_write(0x83f, 0x145).is_err(), "reserved bits of the self-IPI register");
+    check!(catch_msr_write(apic::x2(apic::reg::ISR), 0).is_err(), "the ISR is read-only");
+    check!(catch_msr_read(0x83f).is_err() && catch_msr_read(0x80b).is_err(), "write-only registers");
+    check!(catch_msr_read(0x82f).is_err() && catch_msr_read(0x831).is_err(), "no such registers");
+}
+
+/// HLT goes on at once with what is pending already, and sleeps over what the priority holds back.
+fn x2_halted() {
+    cpu::cli();
+    on_interrupt(LOW, |_| x2_eoi());
+    on_interrupt(HIGH, |_| x2_eoi());
+    let [low, high] = [LOW, HIGH].map(interrupts::count);
+    x2_self_ipi(LOW);
+    cpu::sti_hlt();
+    check_eq!(interrupts::count(LOW), low + 1, "pending before the HLT");
+    cpu::cli();
+    wrmsr(apic::x2(apic::reg::TPR), 0x50);
+    x2_self_ipi(LOW);
+    wrmsr(apic::x2(apic::reg::LVT_TIMER), HIGH.into());
+    wrmsr(apic::x2(apic::reg::TIMER_DIVIDE), 0xb);
+    wrmsr(apic::x2(apic::reg::TIMER_INITIAL), 1_000_000);
+    cpu::sti_hlt();
+    check_eq!([LOW, HIGH].map(interrupts::count), [low + 1, high + 1], "the timer's passes the priority");
+    wrmsr(apic::x2(apic::reg::TPR), 0);
+    cpu::sti();
+    check!(time::wait_for(1_000_000, || interrupts::count(LOW) == low + 2), "the other one waited");
+    wrmsr(apic::x2(apic::reg::LVT_TIMER), 1 << 16);
+}
+
+/// IOAPIC pin 9 as a level.
+fn x2_levels() {
+    cpu::cli();
+    on_interrupt(LOW, |_| {});
+    let before = interrupts::count(LOW);
+    apic::route(9, 0x8000 | u32::from(LOW), 0);
+    cpu::sti();
+    sci(true);
+    check!(time::wait_for(1_000_000, || interrupts::count(LOW) == before + 1), "a level is delivered");
+    check_eq!(rdmsr(0x81a), 1 << 5, "TMR");
+    x2_eoi();
+    check!(time::wait_for(1_000_000, || interrupts::count(LOW) == before + 2), "the level is still there after the EOI");
+    sci(false);
+    check_eq!(apic::io_read(0x22) & 0x4000, 0x4000, "remote IRR");
+    x2_eoi();
+    time::spin_us(200);
+    check_eq!(interrupts::count(LOW), before + 2, "and gone then");
+    check_eq!(apic::io_read(0x22) & 0x4000, 0, "the IOAPIC has heard of the EOI");
+    apic::route(9, 1 << 16, 0);
+    x2_self_ipi(LOW);
+    check!(time::wait_for(1_000_000, || interrupts::count(LOW) == before + 3), "the same vector without a level");
+    x2_eoi();
+}
+
+fn x2_extint() {
+    cpu::cli();
+    on_interrupt(0x30, |_| pic::eoi(0));
+    wrmsr(apic::x2(apic::reg::LVT_LINT0), 0x700);
+    pic::unmask(0);
+    time::pit_set(0, 0, 1000);
+    time::spin_us(3000);
+    check_eq!(interrupts::count(0x30), 0, "not while IF is clear");
+    cpu::sti();
+    check!(time::wait_for(1_000_000, || interrupts::count(0x30) == 1), "the 8259's interrupt through LINT0");
+    time::pit_set(0, 0, 1000);
+    check!(time::wait_for(1_000_000, || interrupts::count(0x30) == 2), "and the next");
+    pic::mask_all();
+    wrmsr(apic::x2(apic::reg::LVT_LINT0), 1 << 16);
+}
+
+fn x2_disabled() {
+    cpu::cli();
+    on_interrupt(LOW, |_| x2_eoi());
+    let before = interrupts::count(LOW);
+    x2_self_ipi(LOW);
+    wrmsr(apic::x2(apic::reg::SVR), 0xff);
+    cpu::sti();
+    time::spin_us(500);
+    check_eq!(interrupts::count(LOW), before, "a software-disabled APIC delivers nothing");
+    check_eq!(rdmsr(apic::x2(apic::reg::IRR + 0x20)), 1 << 5, "and keeps what is pending");
+    wrmsr(apic::x2(apic::reg::SVR), 0x1ff);
+    check!(time::wait_for(1_000_000, || interrupts::count(LOW) == before + 1), "until it is enabled again");
+    cpu::cli();
+    x2_self_ipi(LOW);
+    let base = rdmsr(apic::APIC_BASE);
+    wrmsr(apic::APIC_BASE, base & !(3 << 10));
+    wrmsr(apic::APIC_BASE, base & !(1 << 10));
+    apic::enable();
+    cpu::sti();
+    time::spin_us(500);
+    check_eq!(interrupts::count(LOW), before + 1, "a disabled APIC forgets it");
+    on_interrupt(LOW, |_| apic::eoi());
+    apic::write(apic::reg::ICR_LOW, 0x4_4000 | u32::from(LOW));
+    check!(time::wait_for(1_000_000, || interrupts::count(LOW) == before + 2), "in xAPIC mode");
 }
 
 /// COM1's transmit interrupt through IOAPIC pin 4, and its identification (PC16550D, 8.6.4).

@@ -8,6 +8,7 @@ mod events;
 mod exits;
 mod ipi;
 mod irq;
+mod loaders;
 mod modes;
 mod neighbour;
 mod pc;
@@ -29,7 +30,10 @@ pub const ALL: &[Case] = &[
     ("tsc", cpu::tsc),
     ("control-registers", cpu::control_registers),
     ("vector-state", cpu::vector_state),
-    ("multiboot-info", cpu::multiboot_info),
+    ("multiboot-info", loaders::multiboot1),
+    ("multiboot2-info", loaders::multiboot2),
+    ("pvh-info", loaders::pvh),
+    ("flat-image", loaders::flat),
     ("port-widths", exits::port_widths),
     ("port-unclaimed", exits::port_unclaimed),
     ("string-io", exits::string_io),
@@ -66,6 +70,7 @@ pub const ALL: &[Case] = &[
     ("lapic-priority", irq::lapic_priority),
     ("self-ipi", irq::self_ipi),
     ("x2apic", irq::x2apic),
+    ("x2apic-delivery", irq::x2apic_delivery),
     ("serial-irq", irq::serial_irq),
     ("pic-modes", chips::pic_modes),
     ("pic-spurious", chips::pic_spurious),

@@ -1,22 +1,80 @@
-//! Entry from the multiboot1 loader: 32-bit protected mode to 64-bit mode with 4 GiB mapped one to one.
+//! Entry from the loader, whatever the format: 32-bit protected mode to 64-bit mode with 4 GiB mapped one to one. And what it said.
 
+use super::cpu::{read32, read64};
 use core::arch::global_asm;
 
 global_asm!(
     r#"
+    .section .text.flat, "ax"
+    .code32
+    // The configuration gives another entry point than the first byte.
+    ud2
+    .balign 16, 0x90
+    mov eax, {flat}
+    jmp start32
+
     .section .multiboot, "a"
-    .align 4
+    .balign 8
     .long 0x1badb002
     .long 3
     .long -(0x1badb002 + 3)
 
+    .balign 8
+multiboot2:
+    .long 0xe85250d6, 0, multiboot2_end - multiboot2
+    .long -(0xe85250d6 + multiboot2_end - multiboot2)
+    // Information: command line, loader, modules, memory, map, sections, RSDPs.
+    .short 1, 0
+    .long 8 + 4 * 8, 1, 2, 3, 4, 6, 9, 14, 15
+    // What nobody knows, and can be done without.
+    .short 1, 1
+    .long 8 + 4 * 2, 6, 99
+    .short 0x7777, 1
+    .long 8
+    // A console, which can be done without.
+    .short 4, 1
+    .long 12, 1, 0
+    // Entry point.
+    .short 3, 0
+    .long 12, multiboot2_start32, 0
+    // Modules on page boundaries.
+    .short 6, 0
+    .long 8
+    // To be moved, but happy where it is.
+    .short 10, 0
+    .long 24, 0x100000, 0xffffffff, 0x100000, 0
+    .short 0, 0
+    .long 8
+multiboot2_end:
+
+    // XEN_ELFNOTE_PHYS32_ENTRY
+    .section .note.Xen, "a", @note
+    .balign 4
+    .long 4, 8, 18
+    .asciz "Xen"
+    .quad pvh_start32
+
     .section .text.boot, "ax"
     .code32
+    // PVH says nothing about EAX.
+pvh_start32:
+    mov eax, {pvh}
+    jmp start32
+    // ELF's entry point is for multiboot1.
+multiboot2_start32:
+    mov byte ptr [boot_state + 16], 1
+    jmp start32
     .global start32
 start32:
+    mov ecx, cr0
+    mov [boot_state], ecx
+    mov ecx, cr4
+    mov [boot_state + 4], ecx
+    lea esp, [boot_stack_top]
+    pushfd
+    pop dword ptr [boot_state + 8]
     cli
     cld
-    lea esp, [boot_stack_top]
     mov esi, eax
     mov edi, ebx
     // Four page directories of 2-MiB pages.
@@ -49,6 +107,7 @@ start32:
     mov cr4, eax
     mov ecx, 0xc0000080
     rdmsr
+    mov [boot_state + 12], eax
     or eax, 0x900
     wrmsr
     mov eax, 0x80010033
@@ -77,6 +136,9 @@ start64:
     jmp 4b
 
     .section .data
+    .align 16
+    .global boot_state
+boot_state: .long 0, 0, 0, 0, 0
     .align 16
     .global boot_gdt
 boot_gdt:
@@ -109,41 +171,98 @@ boot_pd:   .skip 16384
 boot_stack: .skip 65536
 boot_stack_top:
     .section .text
-"#
+"#,
+    flat = const FLAT_MAGIC,
+    pvh = const PVH_MAGIC,
 );
 
-/// What the loader said: the command line, modules and memory of the multiboot1 information structure.
+/// The magic numbers that loaders leave in EAX; for PVH, whose entry code does it, that of the start information; and our own.
+const MULTIBOOT1_MAGIC: u32 = 0x2bad_b002;
+const MULTIBOOT2_MAGIC: u32 = 0x36d7_6289;
+const PVH_MAGIC: u32 = 0x336e_c578;
+const FLAT_MAGIC: u32 = 0x464c_4154;
+
+unsafe extern "C" {
+    static boot_state: [u32; 5];
+}
+
+/// Registers as the loader left them.
+pub struct EntryState {
+    pub cr0: u32,
+    pub cr4: u32,
+    pub eflags: u32,
+    /// Low half.
+    pub efer: u32,
+    /// The entry point was the one of the multiboot2 header.
+    pub by_tag: bool,
+}
+
+/// By which protocol the kernel was entered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Protocol {
+    Multiboot1,
+    Multiboot2,
+    Pvh,
+    /// A flat image, which gets what a PVH kernel gets.
+    Flat,
+    Unknown,
+}
+
+/// What the loader said: command line, modules, memory ...
 pub struct BootInfo {
-    info: *const u32,
-    valid: bool,
+    info: u64,
+    pub protocol: Protocol,
 }
 
 impl BootInfo {
     pub fn new(magic: u32, info: u32) -> Self {
-        Self { info: info as usize as *const u32, valid: magic == 0x2bad_b002 }
+        let protocol = match magic {
+            MULTIBOOT1_MAGIC => Protocol::Multiboot1,
+            MULTIBOOT2_MAGIC => Protocol::Multiboot2,
+            PVH_MAGIC => Protocol::Pvh,
+            FLAT_MAGIC => Protocol::Flat,
+            _ => Protocol::Unknown,
+        };
+        Self { info: info.into(), protocol }
     }
 
-    /// True if EAX had multiboot1's magic at entry.
-    pub fn valid(&self) -> bool {
-        self.valid
+    /// The registers at entry.
+    pub fn state(&self) -> EntryState {
+        // SAFETY: written by the entry code, before any of this runs.
+        let [cr0, cr4, eflags, efer, tag] = unsafe { boot_state };
+        EntryState { cr0, cr4, eflags, efer, by_tag: tag != 0 }
     }
 
     /// Where the information structure is.
     pub fn address(&self) -> u64 {
-        self.info as u64
+        self.info
     }
 
     /// 32-bit word `index` of the information structure.
-    pub fn word(&self, index: usize) -> u32 {
-        // SAFETY: the loader put the structure (at least 22 words) in RAM that is identity-mapped, and nothing overwrites it.
-        unsafe { self.info.add(index).read_unaligned() }
+    pub fn word(&self, index: u64) -> u32 {
+        read32(self.info + 4 * index)
+    }
+
+    /// Where the first tag of this type is in multiboot2's information, its type and size included.
+    pub fn tag(&self, kind: u32) -> Option<u64> {
+        let end = self.info + u64::from(self.word(0));
+        let mut at = self.info + 8;
+        while at + 8 <= end {
+            if read32(at) == kind {
+                return Some(at);
+            }
+            at += u64::from(read32(at + 4)).next_multiple_of(8).max(8);
+        }
+        None
     }
 
     pub fn command_line(&self) -> &str {
-        if !self.valid || self.word(0) & 4 == 0 {
-            return "";
+        match self.protocol {
+            Protocol::Multiboot1 if self.word(0) & 4 != 0 => string_at(self.word(4).into()),
+            Protocol::Multiboot2 => self.tag(1).map_or("", |tag| string_at(tag + 8)),
+            Protocol::Pvh | Protocol::Flat => string_at(read64(self.info + 24)),
+            Protocol::Multiboot1 | Protocol::Unknown => "",
         }
-        string_at(self.word(4))
     }
 
     /// The value of `key=value` on the command line.
@@ -153,8 +272,8 @@ impl BootInfo {
 }
 
 /// A NUL-terminated string in identity-mapped memory.
-pub fn string_at(address: u32) -> &'static str {
-    let start = address as usize as *const u8;
+pub fn string_at(address: u64) -> &'static str {
+    let start = address as *const u8;
     let mut len = 0;
     // SAFETY: the loader's strings are NUL-terminated and in RAM; 4096 bounds the walk.
     let bytes = unsafe {

@@ -1,5 +1,8 @@
+mod multiboot2;
+mod pvh;
+
 use super::*;
-use crate::{e820, testing::FakeMemory};
+use crate::{config::Key, e820, testing::FakeMemory};
 use proptest::prelude::*;
 use std::{format, string::String, string::ToString, vec, vec::Vec};
 use x86defs::{Access, Cr0, Efer, Gpr, GuestMemoryExt, Gva, RamRange, paging::PagingContext, paging::translate};
@@ -12,7 +15,7 @@ fn guest(mib: u64) -> FakeMemory {
 }
 
 fn request<'a>(kernel: &'a [u8], cmdline: &'a str) -> LoadRequest<'a> {
-    LoadRequest { kernel, ramdisk: None, cmdline, rsdp: RSDP }
+    LoadRequest { kernel, format: Format::Auto, ramdisk: None, cmdline, rsdp: RSDP }
 }
 
 fn with_ramdisk<'a>(kernel: &'a [u8], data: &'a [u8]) -> LoadRequest<'a> {
@@ -159,6 +162,35 @@ fn linux_is_entered_by_the_64_bit_protocol() {
 }
 
 #[test]
+fn linux_without_a_64_bit_entry_is_entered_by_the_32_bit_protocol() {
+    let mut image = linux();
+    put(&mut image, 0x236, &4u16.to_le_bytes());
+    let mut old = linux();
+    // Before protocol 2.12 the field means nothing.
+    put(&mut old, 0x206, &0x020au16.to_le_bytes());
+    for image in [image, old] {
+        let memory = guest(64);
+        memory.fill(Gpa(0x3000), 0x6000, 0xee).unwrap();
+        let state = load(&memory, &LoadRequest { cmdline: "console=ttyS0", ..with_ramdisk(&image, &[0x5a; 5000]) }).unwrap();
+        // code32_start itself, in protected mode without paging.
+        assert_eq!((state.rip, bytes(&memory, 0x20_0000, 0x10000)), (0x20_0000, image[1024..].to_vec()));
+        assert_eq!((state.cr0, state.cr4, state.efer, state.rflags & 0x2_0300), ((Cr0::PE | Cr0::ET).bits(), 0, 0, 0));
+        assert_eq!([state.cs, state.ds, state.es, state.ss].map(|s| s.selector), [0x10, 0x18, 0x18, 0x18]);
+        for segment in [state.cs, state.ds, state.es, state.ss] {
+            assert_eq!((segment.base, segment.limit, segment.attributes.long()), (0, u32::MAX, false));
+        }
+        assert_eq!(memory.read_u64(Gpa(state.gdtr.base + 0x10)).unwrap(), 0x00cf_9b00_0000_ffff);
+        assert_eq!(memory.read_u64(Gpa(state.gdtr.base + 0x18)).unwrap(), 0x00cf_9300_0000_ffff);
+        assert_eq!([Gpr::Rbp, Gpr::Rdi, Gpr::Rbx].map(|r| state.gprs[r]), [0; 3]);
+        let params = state.gprs[Gpr::Rsi];
+        assert_eq!(string(&memory, memory.read_u32(Gpa(params + 0x228)).unwrap().into()), "console=ttyS0");
+        assert_eq!(memory.read_u32(Gpa(params + 0x21c)), Ok(5000));
+        // It makes its own page tables.
+        assert_eq!(bytes(&memory, 0x3000, 0x6000), [0xee; 0x6000]);
+    }
+}
+
+#[test]
 fn linux_version_is_read() {
     let mut image = linux();
     assert_eq!(linux_version(&image), Some("6.1.0-test"));
@@ -204,17 +236,16 @@ type Change = fn(&mut Vec<u8>);
 
 #[test]
 fn every_bad_linux_is_refused_by_name() {
-    let cases: [(Change, &str); 13] = [
-        (|i| put(i, 0x206, &[0x0b, 2]), "a Linux of boot protocol 2.11; 2.12 (Linux 3.8) or newer is needed"),
+    let cases: [(Change, &str); 12] = [
+        (|i| put(i, 0x206, &[9, 2]), "a Linux of boot protocol 2.09; 2.10 (Linux 2.6.31) or newer is needed"),
         (|i| i[0x211] = 0, "damaged kernel image: loadflags is 0x0"),
-        (|i| i[0x236] = 2, "a 32-bit Linux: it has no 64-bit entry point"),
         (|i| i[0x201] = 0x10, "damaged kernel image: jump is 0x212"),
         (|i| i[0x201] = 0xff, "damaged kernel image: jump is 0x301"),
         (|i| put(i, 0x230, &3u32.to_le_bytes()), "damaged kernel image: kernel_alignment is 0x3"),
         (|i| put(i, 0x1f4, &0u32.to_le_bytes()), "damaged kernel image: syssize is 0x0"),
         (|i| put(i, 0x1f4, &[0xff; 4]), "truncated kernel image: the kernel needs 68719477744 bytes of file, it has 66560"),
         (|i| i.truncate(0x10000), "truncated kernel image: the kernel needs 66560 bytes of file, it has 65536"),
-        (|i| i.truncate(0x240), "truncated kernel image: the setup header needs 616 bytes of file, it has 576"),
+        (|i| i.truncate(0x240), "truncated kernel image: the setup header needs 612 bytes of file, it has 576"),
         (
             |i| put(i, 0x260, &0x200_0000u32.to_le_bytes()),
             "the kernel does not fit: it needs 32 MiB of RAM from 0x200000 on, the guest's RAM below 4 GiB ends at 0x800000",
@@ -268,7 +299,13 @@ impl Info<'_> {
 }
 
 fn check_entry(state: &VcpuState, entry: u64) {
-    assert_eq!((state.rip, state.gprs.get32(Gpr::Rax)), (entry, 0x2bad_b002));
+    assert_eq!(state.gprs.get32(Gpr::Rax), 0x2bad_b002);
+    check_flat(state, entry);
+}
+
+/// 32-bit protected mode with flat segments, whatever the protocol.
+fn check_flat(state: &VcpuState, entry: u64) {
+    assert_eq!(state.rip, entry);
     assert_eq!(state.cr0 & (Cr0::PE | Cr0::PG).bits(), Cr0::PE.bits());
     assert_eq!((state.efer, state.cr4, state.rflags & 0x2_0200), (0, 0, 0));
     for segment in [state.cs, state.ds, state.es, state.fs, state.gs, state.ss] {
@@ -321,7 +358,7 @@ fn elf_kernels_of_both_widths() {
         let memory = guest(8);
         memory.fill(Gpa(0x10_0000), 0x20_0000, 0xee).unwrap();
         let image = elf(wide);
-        assert_eq!(detect(&image), Ok(Kind::Multiboot1 { header: 0x1000 }));
+        assert_eq!(detect(&image, Format::Auto), Ok(Kind::Multiboot1 { header: 0x1000 }));
         let state = load(&memory, &with_ramdisk(&image, b"module")).unwrap();
         check_entry(&state, 0x10_0040);
         assert_eq!(bytes(&memory, 0x10_0000, 0x100), &image[0x1000..]);
@@ -432,13 +469,12 @@ fn every_bad_multiboot_kernel_is_refused_by_name() {
     assert_eq!((error, error.key()), (LoadError::CommandLineTooLong { length: 0x10000, limit: 0xffff }, Key::Cmdline));
 }
 
+const NO_KERNEL: &str = "neither a Linux bzImage nor a multiboot or PVH kernel (a flat image? say so in kernel_format)";
+
 #[test]
 fn no_kernel_is_told_for_what_it_is() {
     let mut damaged = flat();
     damaged[0x18] ^= 1;
-    let mut multiboot2 = elf(false);
-    multiboot2[0x1000..0x1010].fill(0);
-    put(&mut multiboot2, 0x1008, &0xe852_50d6u32.to_le_bytes());
     let mut vmlinux = elf(true);
     vmlinux[0x1000..0x1010].fill(0);
     // A header beyond the first 8 KiB does not count.
@@ -450,14 +486,13 @@ fn no_kernel_is_told_for_what_it_is() {
         (b"\xfd7zXZ\0".to_vec(), "the file is compressed (xz); give the kernel unpacked"),
         (b"\x28\xb5\x2f\xfd".to_vec(), "the file is compressed (zstd); give the kernel unpacked"),
         (b"BZh9".to_vec(), "the file is compressed (bzip2); give the kernel unpacked"),
-        (vmlinux, "an ELF file without a multiboot1 header in its first 8 KiB (a vmlinux? give the bzImage)"),
-        (multiboot2, "an ELF file with a multiboot2 header, which is not supported yet"),
+        (vmlinux, "an ELF file with neither a multiboot header nor a PVH entry point"),
         (damaged, "the multiboot1 header at file offset 0x10 has a wrong checksum"),
         (b"MZ\x90\0".to_vec(), "a DOS or EFI program without Linux's boot header"),
         (b"070701000".to_vec(), "a cpio archive (an initramfs? that is what ramdisk is for)"),
         (b"#!/bin/sh\necho no\n".to_vec(), "a text file"),
-        (vec![0xff; 100], "neither a Linux bzImage nor a multiboot1 kernel"),
-        (late, "neither a Linux bzImage nor a multiboot1 kernel"),
+        (vec![0xff; 100], NO_KERNEL),
+        (late, NO_KERNEL),
     ] {
         let error = load(&guest(1), &request(&image, "")).unwrap_err();
         assert_eq!((error.to_string(), error.key()), (format!("not a kernel: {text}"), Key::Kernel));
@@ -482,13 +517,18 @@ fn a_guest_without_the_ram_is_told_so() {
 fn a_stock_kernel_loads() {
     let Ok(path) = std::env::var("BULKHEAD_TEST_BZIMAGE") else { return };
     let image = std::fs::read(path).unwrap();
-    assert_eq!(detect(&image), Ok(Kind::Linux));
+    assert_eq!(detect(&image, Format::Auto), Ok(Kind::Linux));
     assert!(linux_version(&image).is_some_and(|v| v.contains('.')));
     let memory = guest(256);
     let state = load(&memory, &with_ramdisk(&image, &[1; 12345])).unwrap();
     // Code at the entry point, and enough room for the kernel to unpack itself.
     assert_ne!(bytes(&memory, state.rip, 16), [0; 16]);
     assert!(load(&guest(16), &request(&image, "")).is_err());
+}
+
+/// Offsets where the test images have their headers.
+fn place() -> impl Strategy<Value = usize> {
+    prop_oneof![0..0x290usize, 0x1000..0x10a0usize]
 }
 
 proptest! {
@@ -500,13 +540,20 @@ proptest! {
     /// Any change to what the loaders read of a good image: an error or a load, never a panic or a write outside of RAM.
     #[test]
     fn mutated_images_are_never_a_panic(
-        which in 0..4usize,
-        changes in proptest::collection::vec((0..0x290usize, any::<u8>()), 1..6),
-        wild in proptest::option::of((0..0x290usize, prop_oneof![Just(u64::MAX), Just(1u64 << 32), Just(0x8000_0000), any::<u64>()])),
+        which in 0..6usize,
+        changes in proptest::collection::vec((place(), any::<u8>()), 1..6),
+        wild in proptest::option::of((place(), prop_oneof![Just(u64::MAX), Just(1u64 << 32), Just(0x8000_0000), any::<u64>()])),
         cut in proptest::option::of(0..0x1200usize),
         ramdisk in proptest::option::of(0..0x30_0000usize),
     ) {
-        let mut image = match which { 0 => linux(), 1 => flat(), 2 => elf(false), _ => elf(true) };
+        let mut image = match which {
+            0 => linux(),
+            1 => flat(),
+            2 => elf(false),
+            3 => elf(true),
+            4 => multiboot2::elf_with_tags(true, &multiboot2::relocatable(0, u32::MAX, 0x1000, 0)),
+            _ => pvh::vmlinux(),
+        };
         for (offset, value) in changes {
             if let Some(byte) = image.get_mut(offset) {
                 *byte = value;
