@@ -12,31 +12,24 @@ use x86defs::{
     paging::{self, PagingContext, TranslateError},
 };
 
-/// What became of the switch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Switched {
-    /// The guest is in the new task, with these registers. `exception` comes before its first instruction: a fault of its own, or the trap that the
-    /// TSS asks for.
-    Entered { state: VcpuState, exception: Option<Exception> },
-    /// The old task goes on with this fault.
-    Refused(Exception),
-    /// A page table lies outside of RAM, so there is no telling what would happen.
-    TableOutsideRam(Gpa),
-}
-
-/// Carries out `switch`, which has been asked for by a guest that has these registers. Not in long mode, where there are no tasks.
-pub fn switch<M: GuestMemory + ?Sized>(memory: &M, state: &VcpuState, switch: &TaskSwitch) -> Switched {
+/// Carries out `switch`, which has been asked for by a guest with the registers `state`; they become the new task's. Not in long mode, where
+/// there are no tasks. An exception that comes back comes before the new task's first instruction: a fault of its own, or the trap that its TSS
+/// asks for.
+///
+/// # Errors
+/// A fault of the old task, whose registers are as they were; or there is no telling what would happen, because a page table lies outside of RAM.
+pub fn switch<M: GuestMemory + ?Sized>(
+    memory: &M,
+    state: &mut VcpuState,
+    switch: &TaskSwitch,
+) -> Result<Option<Exception>, TranslateError> {
     let ext = match switch.reason {
         TaskSwitchReason::Gate { external, .. } => u32::from(external),
         _ => 0,
     };
-    let mut tasks = Tasks { memory, state: *state, ext };
-    let result = tasks.leave_old(switch).and_then(|(tss, window)| tasks.enter_new(switch, &tss, &window));
-    match result {
-        Ok(exception) => Switched::Entered { state: tasks.state, exception },
-        Err(TranslateError::Fault(exception)) => Switched::Refused(exception),
-        Err(TranslateError::TableOutsideRam(gpa)) => Switched::TableOutsideRam(gpa),
-    }
+    let mut tasks = Tasks { memory, state, ext };
+    let (tss, window) = tasks.leave_old(switch)?;
+    tasks.enter_new(switch, &tss, &window)
 }
 
 type Done<T = ()> = Result<T, TranslateError>;
@@ -111,7 +104,7 @@ impl Window {
 
 struct Tasks<'a, M: ?Sized> {
     memory: &'a M,
-    state: VcpuState,
+    state: &'a mut VcpuState,
     /// What error codes have in bit 0.
     ext: u32,
 }
@@ -129,7 +122,7 @@ impl<M: GuestMemory + ?Sized> Tasks<'_, M> {
     }
 
     fn paging(&self) -> PagingContext {
-        let VcpuState { cr0, cr3, cr4, efer, rflags, ss, .. } = self.state;
+        let VcpuState { cr0, cr3, cr4, efer, rflags, ss, .. } = *self.state;
         PagingContext { cr0, cr3, cr4, efer, rflags, cpl: ss.attributes.dpl() }
     }
 
@@ -266,7 +259,7 @@ impl<M: GuestMemory + ?Sized> Tasks<'_, M> {
 
     /// In the order of the TSS.
     fn segments(&self) -> [Segment; 6] {
-        let VcpuState { es, cs, ss, ds, fs, gs, .. } = self.state;
+        let VcpuState { es, cs, ss, ds, fs, gs, .. } = *self.state;
         [es, cs, ss, ds, fs, gs]
     }
 
@@ -296,7 +289,7 @@ impl<M: GuestMemory + ?Sized> Tasks<'_, M> {
 
         let virtual_8086 = rflags & Rflags::VM.bits() != 0;
         let cpl = if virtual_8086 { 3 } else { selectors.get(1).map_or(0, |cs| cs & 3) };
-        let state = &mut self.state;
+        let state = &mut *self.state;
         state.rip = rip;
         state.rflags = rflags;
         for (n, value) in (0..).zip(general) {
@@ -340,7 +333,7 @@ impl<M: GuestMemory + ?Sized> Tasks<'_, M> {
             self.state.ldtr = table;
         }
         if virtual_8086 {
-            let state = &mut self.state;
+            let state = &mut *self.state;
             [state.es, state.cs, state.ss, state.ds, state.fs, state.gs] =
                 selectors.map(|selector| Segment { attributes: SegmentAttributes(0xf3), ..Segment::real_mode(selector, 3) });
             return Ok(());

@@ -137,19 +137,27 @@ impl Rig {
         self.poke16(NEW_TSS + 0x48 + 4 * n, selector);
     }
 
-    fn go(&self, reason: TaskSwitchReason) -> Switched {
+    fn go(&self, reason: TaskSwitchReason) -> Result<Entered, TranslateError> {
         self.go_to(NEW, reason)
     }
-    fn go_to(&self, selector: u16, reason: TaskSwitchReason) -> Switched {
-        switch(&self.ram, &self.state, &TaskSwitch { selector, reason, rip: 0x7007, resume_flag: false })
+    fn go_to(&self, selector: u16, reason: TaskSwitchReason) -> Result<Entered, TranslateError> {
+        self.go_from(&self.state, &TaskSwitch { selector, reason, rip: 0x7007, resume_flag: false })
     }
-    fn enter(&self, reason: TaskSwitchReason) -> (VcpuState, Option<Exception>) {
-        match self.go(reason) {
-            Switched::Entered { state, exception } => (state, exception),
-            other => panic!("{other:?}"),
+    fn go_from(&self, from: &VcpuState, request: &TaskSwitch) -> Result<Entered, TranslateError> {
+        let mut state = *from;
+        let result = switch(&self.ram, &mut state, request);
+        if let Err(TranslateError::Fault(_)) = result {
+            assert_eq!(state, *from, "the old task goes on");
         }
+        result.map(|exception| (state, exception))
+    }
+    fn enter(&self, reason: TaskSwitchReason) -> Entered {
+        self.go(reason).unwrap()
     }
 }
+
+/// The new task's registers, and what it begins with.
+type Entered = (VcpuState, Option<Exception>);
 
 const CALL: TaskSwitchReason = TaskSwitchReason::Call;
 const JMP: TaskSwitchReason = TaskSwitchReason::Jmp;
@@ -210,7 +218,8 @@ fn resume_flag_and_events() {
     let reason = TaskSwitchReason::Gate { error_code: Some(0x1234_5678), external: true };
     let request = TaskSwitch { selector: NEW, reason, rip: 0x7000, resume_flag: true };
     rig.poke32(NEW_TSS + 0x38, 0x9002);
-    let Switched::Entered { state, exception: None } = switch(&rig.ram, &rig.state, &request) else { panic!() };
+    let (state, exception) = rig.go_from(&rig.state, &request).unwrap();
+    assert_eq!(exception, None);
     assert_eq!(rig.peek32(OLD_TSS + 0x24), 0x1_4246);
     assert_eq!(rig.peek32(OLD_TSS + 0x20), 0x7000);
     assert_eq!((state.gprs[Gpr::Rsp], rig.peek32(0x8ffe)), (0x8ffe, 0x1234_5678), "across a page boundary");
@@ -249,7 +258,7 @@ fn sixteen_bit_tasks() {
     let back = TaskSwitch { selector: OLD, reason: IRET, rip: 0xffff_4001, resume_flag: false };
     rig.selector(0, 0);
     rig.poke16(OLD_TSS + 0x4c, CODE);
-    assert!(matches!(switch(&rig.ram, &state, &back), Switched::Entered { .. }));
+    assert!(rig.go_from(&state, &back).is_ok());
     assert_eq!(rig.ram.read_u16(Gpa(NEW_TSS + 0xe)).unwrap(), 0x4001);
     assert_eq!(rig.ram.read_u16(Gpa(NEW_TSS + 0x10)).unwrap(), 0x202, "NT is cleared");
     assert_eq!(rig.ram.read_u16(Gpa(NEW_TSS + 0x24)).unwrap(), CODE);
@@ -281,14 +290,14 @@ fn what_is_wrong_with_the_new_tss_is_the_old_tasks_fault() {
         let mut rig = Rig::new();
         change(&mut rig);
         let before = rig.ram.bytes.lock().unwrap().clone();
-        assert_eq!(rig.go_to(*selector, *reason), Switched::Refused(*fault), "{selector:#x} {reason:?}");
+        assert_eq!(rig.go_to(*selector, *reason), Err(TranslateError::Fault(*fault)), "{selector:#x} {reason:?}");
         assert!(*rig.ram.bytes.lock().unwrap() == before, "nothing was written");
     }
     // INT n is the program's own doing.
     let rig = Rig::new();
     rig.set_kind(NEW, 9);
     let int = TaskSwitchReason::Gate { error_code: None, external: false };
-    assert_eq!(rig.go(int), Switched::Refused(Exception::np(NEW.into())));
+    assert_eq!(rig.go(int), Err(TranslateError::Fault(Exception::np(NEW.into()))));
 }
 
 #[test]
@@ -415,7 +424,7 @@ fn paging_and_cr3() {
         map(&rig, a, &[missing]);
         rig.state.cr0 |= Cr0::PG.bits();
         rig.state.cr3 = a;
-        let Switched::Refused(fault) = rig.go(JMP) else { panic!("{missing:#x}") };
+        let Err(TranslateError::Fault(fault)) = rig.go(JMP) else { panic!("{missing:#x}") };
         assert_eq!((fault.vector, fault.error_code), (14, Some(code)), "{missing:#x}");
         assert_eq!(fault.cr2.unwrap() & !0xfff, missing);
         assert_eq!((rig.kind(OLD), rig.kind(NEW), rig.peek32(OLD_TSS + 0x20)), (0x8b, 0x89, 0));
@@ -431,7 +440,7 @@ fn paging_and_cr3() {
     assert_eq!((state.cr3, exception), (b, Some(Exception::pf(GDT + u64::from(CODE), 0))));
     // Tables outside of RAM.
     rig.state.cr3 = 0x4000_0000;
-    assert_eq!(rig.go(CALL), Switched::TableOutsideRam(Gpa(0x4000_0000)));
+    assert_eq!(rig.go(CALL), Err(TranslateError::TableOutsideRam(Gpa(0x4000_0000))));
 }
 
 proptest! {
@@ -448,14 +457,14 @@ proptest! {
         let mut rig = Rig::new();
         rig.ram.write(Gpa(NEW_TSS), &seed).unwrap();
         let reason = [CALL, JMP, IRET, EVENT, TaskSwitchReason::Gate { error_code: Some(7), external: false }][kind];
-        rig.go(reason);
+        let _ = rig.go(reason);
         for (n, value) in gdt.iter().enumerate() {
             rig.ram.write(Gpa(GDT + 8 * n as u64), &value.to_le_bytes()).unwrap();
         }
         rig.state.gdtr.limit = limits[0];
         rig.state.tr.limit = limits[1].into();
         rig.state.tr.base = old.into();
-        rig.go_to(selector, reason);
-        rig.go_to(selector & 0x58, reason);
+        let _ = rig.go_to(selector, reason);
+        let _ = rig.go_to(selector & 0x58, reason);
     }
 }

@@ -21,6 +21,8 @@ pub struct Extent {
 pub struct Transfer {
     pub rip: u64,
     pub next_rip: u64,
+    /// The CPU says where it ends: it is certain that an instruction has made the exit, and not an event.
+    pub by_instruction: bool,
 }
 
 /// What decoding needs of a vCPU.
@@ -228,7 +230,7 @@ fn task_switch<V: Source>(vcpu: &mut V) -> TaskSwitch {
     } else if !int_info(control).is_none() {
         TaskSwitchReason::Gate {
             error_code: (info & HAS_ERROR_CODE != 0).then_some(info as u32),
-            external: !int_info(control).is_software(),
+            external: !transfer.by_instruction && !int_info(control).is_software(),
         }
     } else {
         TaskSwitchReason::Call

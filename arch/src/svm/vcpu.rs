@@ -11,7 +11,8 @@ use super::{
     vmcb::{Control, INTERRUPT_SHADOW, NP_ENABLE, Vmcb, VmcbPage, clean, exit_code, intercept1, intercept2, tlb_control, vintr},
 };
 use crate::{
-    apic, cpu,
+    apic,
+    cpu::{self, cr},
     event::{Arbiter, SoftwareEvents},
     mm::guest::GuestRam,
     vcpu::{LazyState, Question, Registers, Shadow, complete},
@@ -113,7 +114,14 @@ impl SvmVcpu {
         }
         // Another CPU, or another vCPU's VMCB here in between: nothing is known to be cached.
         self.vmcb.control.clean = 0;
+        self.load_cr2();
         self.lazy.load();
+    }
+
+    /// VMRUN loads CR2, but not on Bochs 2.7, where it stays what it was.
+    fn load_cr2(&self) {
+        // SAFETY: the host's own faults are fatal and set it themselves; nothing else reads it.
+        unsafe { cr::set_cr2(self.vmcb.save.cr2) };
     }
 
     pub(super) fn leave_cpu(&mut self) {
@@ -339,6 +347,9 @@ impl SvmVcpu {
         if let Some(address) = exception.cr2 {
             self.vmcb.save.cr2 = address;
             self.dirty(clean::CR2);
+            if self.lazy.is_loaded() {
+                self.load_cr2();
+            }
         }
         self.events.raise(exception, self.vmcb.save.cr0);
         if self.events.is_shutdown() {
@@ -381,12 +392,15 @@ impl Source for SvmVcpu {
 
     fn transfer(&mut self) -> Transfer {
         let save = &self.vmcb.save;
-        let next_rip = match self.vmcb.control.next_rip {
-            known if known != 0 && self.assists != Assists::None => known,
-            // It is not among the exits for which every CPU says it (15.7.1).
-            _ => length::after_transfer(save, &self.memory),
-        };
-        Transfer { rip: save.rip, next_rip }
+        // A task switch is not among the exits for which every CPU says where the instruction ends (15.7.1).
+        let supplied = if self.assists == Assists::None { 0 } else { self.vmcb.control.next_rip };
+        let by_instruction = supplied != 0 && supplied != save.rip;
+        let next_rip = if by_instruction { supplied } else { length::after_transfer(save, &self.memory) };
+        if by_instruction {
+            // Bochs 2.7 reports the last event before an INT n as the one that is being delivered.
+            self.events.clear();
+        }
+        Transfer { rip: self.vmcb.save.rip, next_rip, by_instruction }
     }
 
     #[cold]

@@ -145,6 +145,11 @@ pub const GUESTS: &[GuestTest] = &[
     pass("real-mode"),
     pass("protected-mode"),
     pass("user-mode"),
+    pass("task-switch"),
+    // QEMU switches tasks by itself, whatever is intercepted, and leaves these out.
+    GuestTest { on: &[Platform::VmxBochs, Platform::SvmBochs], ..pass("task-switch-details") },
+    // Bochs' AMD model cannot leave a guest that is in virtual-8086 mode.
+    GuestTest { on: &[Platform::SvmIcount, Platform::VmxBochs], ..pass("task-switch-v86") },
     pass("timer-pit"),
     pass("timer-pit-irq"),
     pass("timer-pm"),

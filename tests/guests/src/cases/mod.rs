@@ -13,6 +13,7 @@ mod modes;
 mod neighbour;
 mod pc;
 mod smp;
+mod tasks;
 mod timers;
 mod work;
 
@@ -53,6 +54,9 @@ pub const ALL: &[Case] = &[
     ("real-mode", modes::real_mode),
     ("protected-mode", modes::protected_mode),
     ("user-mode", modes::user_mode),
+    ("task-switch", tasks::task_switch),
+    ("task-switch-details", tasks::task_switch_details),
+    ("task-switch-v86", tasks::task_switch_v86),
     ("timer-pit", timers::pit),
     ("timer-pit-irq", timers::pit_irq),
     ("timer-pm", timers::pm_timer),
