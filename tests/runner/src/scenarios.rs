@@ -1,6 +1,7 @@
 //! Several guests and an operator, who comes and goes with them: what each scenario starts, what the operator does, and what must come out.
 
 mod lifecycle;
+mod memtest;
 mod neighbours;
 mod pinned;
 
@@ -10,6 +11,7 @@ use crate::{
     script::Script,
     session::Outcome,
     size::MemorySize,
+    variants::When,
 };
 
 /// A scenario.
@@ -43,6 +45,8 @@ pub enum Kernels {
     TestGuest,
     /// Linux, too; modules `vmlinuz` and `initrd.img`.
     AndLinux,
+    /// memtest86+, in modules of the names of its files; takes long.
+    Memtest,
 }
 
 /// A scenario that is over.
@@ -72,10 +76,22 @@ fn is_exact(platform: Platform) -> bool {
 
 const BOTH: &[Platform] = &[Platform::SvmQemu, Platform::VmxBochs];
 
-pub const SCENARIOS: &[Scenario] =
-    &[lifecycle::ROUNDS, lifecycle::SCRUBBED, pinned::NULL, pinned::IDLE, neighbours::STORMS, neighbours::THREE_GUESTS];
+pub const SCENARIOS: &[Scenario] = &[
+    lifecycle::ROUNDS,
+    lifecycle::SCRUBBED,
+    pinned::NULL,
+    pinned::IDLE,
+    neighbours::STORMS,
+    neighbours::THREE_GUESTS,
+    memtest::X64,
+    memtest::IA32,
+];
 
 impl Scenario {
+    pub(crate) const fn when(&self) -> When {
+        if matches!(self.kernels, Kernels::Memtest) { When::Long } else { When::Always }
+    }
+
     pub(crate) fn spec(&self, platform: Platform) -> Spec {
         Spec { cpus: self.cpus, memory: self.memory, ..platform.spec() }
     }
