@@ -20,6 +20,7 @@ const BUSYBOX_PACKAGE: &str = "busybox-static";
 /// The current 32-bit kernel, of another architecture than ours.
 const PAE_PACKAGE: &str = "linux-image-686-pae";
 const PAE_ARCHITECTURE: &str = "i386";
+const MEMTEST_PACKAGE: &str = "memtest86+";
 
 /// A terminal's size and type, for the guest to know.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -208,6 +209,18 @@ pub fn unpacked_kernel(cache: &Path, consent: Consent) -> Result<PathBuf> {
     ensure!(fs::metadata(&to)?.len() == u64::from(size), "{program} cannot unpack {}", packed.display());
     fs::rename(&to, &vmlinux)?;
     Ok(vmlinux)
+}
+
+/// The images of Debian's memtest86+, from the cache or fetched by apt.
+pub fn memtest(cache: &Path, consent: Consent) -> Result<Vec<PathBuf>> {
+    let folder = cache.join("debian");
+    let kept = folder.join("memtest");
+    if !kept.is_dir() {
+        tools::need(&[tools::DEBIAN], consent)?;
+        tools::need_package_lists(consent)?;
+        unpack(&Apt::default(), MEMTEST_PACKAGE, &folder, |unpacked| Ok((unpacked.join("boot"), kept.clone())))?;
+    }
+    Ok(["memtest86+x64.bin", "memtest86+ia32.bin"].map(|name| kept.join(name)).into())
 }
 
 /// What a Linux image has packed, with its size behind it (`payload_offset`, `payload_length` of the boot protocol).

@@ -161,7 +161,8 @@ fn emulator_tests(workspace: &Workspace, plan: &Plan, consent: Consent) -> Resul
         let (kernel, initramfs) = debian::pae(&workspace.cache, consent)?;
         others.push((Kernel::Pae, kernel, initramfs));
     }
-    let assets = Assets { others, ..assets(workspace, plan.needs_guests(), linux, work.path())? };
+    let memtest = if plan.needs_memtest() { debian::memtest(&workspace.cache, consent)? } else { Vec::new() };
+    let assets = Assets { others, memtest, ..assets(workspace, plan.needs_guests(), linux, work.path())? };
     let mut tally = Tally::default();
     let all = plan.names().len();
     let spinner = Spinner::start(&format!("running {all} tests in emulators"));
@@ -210,6 +211,7 @@ pub fn assets(
         guests: if guests { Some(workspace.test_guest()?) } else { None },
         linux,
         others: Vec::new(),
+        memtest: Vec::new(),
         grub: Grub::prepare(&workspace.cache)?,
         work: work.to_owned(),
     })

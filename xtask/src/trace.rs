@@ -34,6 +34,7 @@ pub fn run(workspace: &Workspace, name: &str, vendors: &[Vendor], consent: Conse
         guests: Some(workspace.test_guest()?),
         linux: None,
         others: Vec::new(),
+        memtest: Vec::new(),
         grub: Grub::prepare(&workspace.cache)?,
         work: work.path().to_owned(),
     };

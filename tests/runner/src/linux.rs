@@ -262,12 +262,12 @@ fn check_dmesg(boot: &Boot<'_>, lines: &[String]) -> Result<(), String> {
         // <LEVEL>[ SECONDS] TEXT, where the level's bits above 7 are the facility.
         let Some((level, rest)) = line.strip_prefix('<').and_then(|l| l.split_once('>')) else { continue };
         let Ok(level) = level.parse::<u32>() else { continue };
-        let text = rest.split_once("] ").map_or(rest, |(_, text)| text);
+        let text = rest.split_once(']').map_or(rest, |(_, text)| text.trim_start());
         messages += 1;
         let says = |known: &[&str]| known.iter().any(|p| text.starts_with(p));
         let asked_for = says(boot.expected.excused);
         let excused = says(NOT_OUR_FAULT) || boot.held_up && says(HELD_UP);
-        let severe = level & 7 <= WARNING && !excused;
+        let severe = level & 7 <= WARNING && !text.is_empty() && !excused;
         if !asked_for && (severe || COMPLAINTS.iter().any(|c| text.contains(c))) {
             bad.push(line.as_str());
         }
@@ -304,6 +304,7 @@ mod tests {
             ("<6>[    1.000000] tsc: Marking TSC unstable due to x", false),
             ("<4>[    1.000000] tsc: Marking TSC unstable due to y", true),
             ("<3>[    1.000000] x", false),
+            ("<4>[    1.000000]", true),
             ("<12>[    1.000000] from user space, at warning level", false),
             ("<4>[    0.021909] Speculative Return Stack Overflow: IBPB-extending microcode not applied!", true),
             ("<5>[    1.000000] random: crng init done", true),

@@ -2,6 +2,7 @@
 
 mod apicv;
 mod lifecycle;
+mod memtest;
 mod neighbours;
 mod pinned;
 
@@ -11,6 +12,7 @@ use crate::{
     script::Script,
     session::Outcome,
     size::MemorySize,
+    variants::When,
 };
 
 /// A scenario.
@@ -44,6 +46,8 @@ pub enum Kernels {
     TestGuest,
     /// Linux, too; modules `vmlinuz` and `initrd.img`.
     AndLinux,
+    /// memtest86+, in modules of the names of its files; takes long.
+    Memtest,
 }
 
 /// A scenario that is over.
@@ -81,9 +85,15 @@ pub const SCENARIOS: &[Scenario] = &[
     pinned::IDLE,
     neighbours::STORMS,
     neighbours::THREE_GUESTS,
+    memtest::X64,
+    memtest::IA32,
 ];
 
 impl Scenario {
+    pub(crate) const fn when(&self) -> When {
+        if matches!(self.kernels, Kernels::Memtest) { When::Long } else { When::Always }
+    }
+
     pub(crate) fn spec(&self, platform: Platform) -> Spec {
         Spec { cpus: self.cpus, memory: self.memory, ..platform.spec() }
     }

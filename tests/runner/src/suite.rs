@@ -45,6 +45,8 @@ pub struct Assets {
     pub linux: Option<(PathBuf, Vec<u8>)>,
     /// The same of other Linuxes.
     pub others: Vec<(Kernel, PathBuf, Vec<u8>)>,
+    /// The images of memtest86+; none if no test needs them.
+    pub memtest: Vec<PathBuf>,
     pub grub: Grub,
     /// For the ISOs.
     pub work: PathBuf,
@@ -114,7 +116,8 @@ impl Plan {
             }
             let shares = SHARES.iter().filter(|t| t.on.contains(&platform) && wanted(t.name));
             jobs.extend(shares.map(|t| Job::Shares(platform, *t)));
-            let scenarios = SCENARIOS.iter().filter(|t| t.on.contains(&platform) && wanted(t.name));
+            let now = |t: &&Scenario| long || t.when() == When::Always;
+            let scenarios = SCENARIOS.iter().filter(now).filter(|t| t.on.contains(&platform) && wanted(t.name));
             jobs.extend(scenarios.map(|t| Job::Scenario(platform, *t)));
             if keyboard::ON.contains(&platform) && wanted(keyboard::NAME) {
                 jobs.push(Job::Keyboard(platform));
@@ -173,6 +176,11 @@ impl Plan {
         self.jobs.iter().any(|job| matches!(job, Job::Variant(_, variant) if variant.kernel == kernel))
     }
 
+    #[must_use]
+    pub fn needs_memtest(&self) -> bool {
+        self.jobs.iter().any(|job| matches!(job, Job::Scenario(_, test) if test.kernels == Kernels::Memtest))
+    }
+
     /// Runs the tests, `machines` at a time; calls `report` with each result as it comes.
     pub fn run(&self, assets: &Assets, machines: usize, mut report: impl FnMut(Report)) {
         let queue = Mutex::new(VecDeque::from(self.jobs.clone()));
@@ -229,7 +237,7 @@ impl Job {
             Self::Together(_) | Self::Refusals(..) | Self::Keyboard(_) | Self::Bench(..) => 2,
             Self::Shares(_, test) => 10 * test.cpus,
             Self::Scenario(_, test) => {
-                if matches!(test.kernels, Kernels::AndLinux) {
+                if !matches!(test.kernels, Kernels::TestGuest) {
                     100
                 } else {
                     10 * test.cpus
@@ -513,6 +521,11 @@ fn run_scenario(assets: &Assets, platform: Platform, test: &Scenario, sender: &S
         let (kernel, initramfs) = assets.linux.as_ref().context("there is no Linux")?;
         modules.add_bytes("vmlinuz", std::fs::read(kernel)?);
         modules.add_bytes("initrd.img", initramfs.clone());
+    }
+    if test.kernels == Kernels::Memtest {
+        for image in &assets.memtest {
+            modules.add_file(image);
+        }
     }
     for (name, config) in (test.guests)() {
         modules.add_bytes(&format!("{name}.cfg"), config.into_bytes());
