@@ -86,7 +86,10 @@ impl<C: Cpu> Exec<'_, '_, C> {
             M::Call => self.call(),
             M::Jmp => self.jump(),
             M::Ret => self.ret(),
+            M::Enter => self.enter(),
+            M::Leave => self.leave(),
             M::Xlatb => self.xlat(),
+            M::Smsw => self.store_machine_status(),
             M::Lds => self.load_far(SegmentRegister::Ds),
             M::Les => self.load_far(SegmentRegister::Es),
             M::Lss => self.load_far(SegmentRegister::Ss),
@@ -601,6 +604,82 @@ impl<C: Cpu> Exec<'_, '_, C> {
         self.m.next = self.m.branch_target(width, target)?;
         self.m.move_stack_pointer(width.bytes() as u64 + extra);
         Ok(())
+    }
+
+    /// SMSW: to memory always 16 bits. That UMIP forbids it to user mode shows before the memory is touched, so on the CPU.
+    fn store_machine_status(&mut self) -> Done {
+        let place = self.place(0, 2, 2, Access::Write)?;
+        let status = self.m.cpu.cr0() as u16;
+        Ok(self.m.store_wide(place, [status.into(), 0])?)
+    }
+
+    /// ENTER: rBP is pushed, then as many pointers to outer frames as the nesting level wants, and rBP becomes the new frame's.
+    fn enter(&mut self) -> Done {
+        let width = match self.instruction.code() {
+            Code::Enterw_imm16_imm8 => Width::Word,
+            Code::Enterd_imm16_imm8 => Width::Dword,
+            Code::Enterq_imm16_imm8 => Width::Qword,
+            _ => return Err(Halt::Unsupported),
+        };
+        let size = u64::from(self.instruction.immediate16());
+        let level = self.instruction.immediate8_2nd() % 32;
+        let (rsp, rbp) = (self.m.cpu.gprs()[Gpr::Rsp], self.m.cpu.gprs()[Gpr::Rbp]);
+        let result = self.push_frame(width, rbp, level);
+        match result {
+            Ok(frame) => {
+                Register::new(Gpr::Rbp, width).set(self.m.cpu.gprs_mut(), frame);
+                self.m.move_stack_pointer(size.wrapping_neg());
+                Ok(())
+            }
+            Err(halt) => {
+                self.m.cpu.gprs_mut()[Gpr::Rsp] = rsp;
+                Err(halt)
+            }
+        }
+    }
+
+    /// What ENTER pushes. Returns the new frame pointer.
+    fn push_frame(&mut self, width: Width, rbp: u64, level: u8) -> Done<u64> {
+        let bytes = width.bytes() as u64;
+        let place = self.m.push_place(width)?;
+        self.m.push(place, width, rbp)?;
+        let frame = self.m.cpu.gprs()[Gpr::Rsp];
+        for outer in 1..level {
+            let depth = rbp.wrapping_sub(bytes * u64::from(outer)).wrapping_sub(self.m.cpu.gprs()[Gpr::Rsp]);
+            let place = self.m.stack_place(depth, width, Access::Read)?;
+            let pointer = self.m.load(place)?;
+            let place = self.m.push_place(width)?;
+            self.m.push(place, width, pointer)?;
+        }
+        if level > 0 {
+            let place = self.m.push_place(width)?;
+            self.m.push(place, width, frame)?;
+        }
+        Ok(frame)
+    }
+
+    /// LEAVE: the frame's saved rBP comes back from where rBP points, and rSP goes behind it.
+    fn leave(&mut self) -> Done {
+        let width = match self.instruction.code() {
+            Code::Leavew => Width::Word,
+            Code::Leaved => Width::Dword,
+            Code::Leaveq => Width::Qword,
+            _ => return Err(Halt::Unsupported),
+        };
+        let (rsp, rbp) = (self.m.cpu.gprs()[Gpr::Rsp], self.m.cpu.gprs()[Gpr::Rbp]);
+        self.m.move_stack_pointer(rbp.wrapping_sub(rsp));
+        let saved = self.m.stack_place(0, width, Access::Read).and_then(|place| Ok(self.m.load(place)?));
+        match saved {
+            Ok(saved) => {
+                Register::new(Gpr::Rbp, width).set(self.m.cpu.gprs_mut(), saved);
+                self.m.move_stack_pointer(width.bytes() as u64);
+                Ok(())
+            }
+            Err(halt) => {
+                self.m.cpu.gprs_mut()[Gpr::Rsp] = rsp;
+                Err(halt)
+            }
+        }
     }
 
     fn xlat(&mut self) -> Done {

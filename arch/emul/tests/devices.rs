@@ -380,3 +380,50 @@ fn the_decoders_agree_on_every_plain_form() {
     }
     assert!(completed > 50_000, "only {completed} instructions did anything");
 }
+
+/// SMSW stores 16 bits, and ENTER and LEAVE work on a stack that is a device's.
+#[test]
+fn machine_status_and_frames() {
+    let mut cpu = with_device();
+    done(&mut cpu, &[0x0f, 0x01, 0x21]); // smsw [rcx]
+    let status = cpu.cr0 & 0xffff;
+    assert_eq!(cpu.log, [Event::Write(DEVICE, Width::Word, status)]);
+    cpu.log.clear();
+
+    cpu.set(Gpr::Rsp, DEVICE + 0x100).set(Gpr::Rbp, 0x1234);
+    done(&mut cpu, &[0xc8, 0x30, 0x00, 0x00]); // enter 0x30, 0
+    assert_eq!((cpu.gprs[Gpr::Rbp], cpu.gprs[Gpr::Rsp]), (DEVICE + 0xf8, DEVICE + 0xc8));
+    assert_eq!(cpu.log, [Event::Write(DEVICE + 0xf8, Width::Qword, 0x1234)]);
+    cpu.log.clear();
+
+    cpu.answers.push_back(0x5678);
+    done(&mut cpu, &[0xc9]); // leave
+    assert_eq!((cpu.gprs[Gpr::Rbp], cpu.gprs[Gpr::Rsp]), (0x5678, DEVICE + 0x100));
+    assert_eq!(cpu.log, [Event::Read(DEVICE + 0xf8, Width::Qword)]);
+    cpu.log.clear();
+
+    // Two levels deeper: the outer frames' pointers are copied, and the new one follows.
+    cpu.set(Gpr::Rbp, DEVICE + 0x200);
+    cpu.answers.extend([0xaaaa, 0xbbbb]);
+    done(&mut cpu, &[0xc8, 0x10, 0x00, 0x03]); // enter 0x10, 3
+    let frame = DEVICE + 0xf8;
+    assert_eq!((cpu.gprs[Gpr::Rbp], cpu.gprs[Gpr::Rsp]), (frame, DEVICE + 0xf8 - 24 - 0x10));
+    assert_eq!(
+        cpu.log,
+        [
+            Event::Write(frame, Width::Qword, DEVICE + 0x200),
+            Event::Read(DEVICE + 0x1f8, Width::Qword),
+            Event::Write(frame - 8, Width::Qword, 0xaaaa),
+            Event::Read(DEVICE + 0x1f0, Width::Qword),
+            Event::Write(frame - 16, Width::Qword, 0xbbbb),
+            Event::Write(frame - 24, Width::Qword, frame),
+        ]
+    );
+
+    // A fault leaves the registers as they were.
+    cpu.set(Gpr::Rsp, 0x9_0000).set(Gpr::Rbp, 0x9_0000);
+    for bytes in [&[0xc9][..], &[0xc8, 0, 0, 0]] {
+        assert!(matches!(emulate(&mut cpu, bytes), Outcome::Fault(Exception { vector: 14, .. })));
+        assert_eq!((cpu.gprs[Gpr::Rbp], cpu.gprs[Gpr::Rsp]), (0x9_0000, 0x9_0000));
+    }
+}
