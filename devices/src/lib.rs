@@ -28,6 +28,7 @@ mod ports;
 pub mod router;
 pub mod rtc;
 pub mod sync;
+pub mod testdev;
 mod ticks;
 pub mod uart;
 

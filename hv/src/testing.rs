@@ -68,6 +68,8 @@ pub struct FakeVcpu {
     pub nmis: u32,
     pub window: bool,
     pub nmi_window: bool,
+    /// The guest is about an NMI.
+    pub in_nmi: bool,
     /// Whether the guest takes interrupts (IF and shadow are the hardware's business).
     pub interruptible: bool,
     pub instruction: Vec<u8>,
@@ -90,6 +92,7 @@ impl FakeVcpu {
             nmis: 0,
             window: false,
             nmi_window: false,
+            in_nmi: false,
             interruptible: true,
             instruction: Vec::new(),
             vectors: [[0; 2]; 16],
@@ -234,7 +237,10 @@ impl Vcpu for FakeVcpu {
         self.window = wanted;
     }
     fn can_take_nmi(&self) -> bool {
-        true
+        !self.in_nmi
+    }
+    fn is_in_nmi(&self) -> bool {
+        self.in_nmi
     }
     fn inject_nmi(&mut self) {
         self.nmis += 1;

@@ -203,6 +203,7 @@ impl<P: Platform> Vm<P> {
                 missed_ticks: config.missed_ticks,
                 hpet: config.hpet,
                 serial: core::array::from_fn(|n| has_port(config, n)),
+                testdev: config.pc_testdev,
             },
             apics.clone(),
             now,

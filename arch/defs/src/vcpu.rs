@@ -186,6 +186,8 @@ pub trait Vcpu: Send {
     fn request_interrupt_window(&mut self, wanted: bool);
     /// True if an NMI can be delivered at the next entry: not blocked by an earlier NMI, no shadow, no event queued.
     fn can_take_nmi(&self) -> bool;
+    /// True if the guest has taken an NMI and not executed IRET since: one more can wait, and no others.
+    fn is_in_nmi(&self) -> bool;
     fn inject_nmi(&mut self);
     fn request_nmi_window(&mut self, wanted: bool);
     /// Queues an exception that is not the answer to an exit (a trap such as #DB after an emulated instruction).

@@ -142,6 +142,9 @@ impl Vcpu for SvmVcpu {
     fn can_take_nmi(&self) -> bool {
         self.nmi_allowed()
     }
+    fn is_in_nmi(&self) -> bool {
+        self.nmi_blocked()
+    }
     fn inject_nmi(&mut self) {
         debug_assert!(self.nmi_allowed());
         self.queue_nmi();

@@ -24,6 +24,12 @@ impl NmiBlocking {
             Self::AtIret(iret) => iret == rip,
         }
     }
+
+    /// The same, without an IRET that is done.
+    #[must_use]
+    pub fn settled(self, rip: u64) -> Self {
+        if self.blocks(rip) { self } else { Self::Open }
+    }
 }
 
 /// A single step through the guest that it must not notice.
@@ -31,6 +37,8 @@ impl NmiBlocking {
 pub struct Step {
     /// RFLAGS.TF as the guest had set it.
     pub guest_tf: bool,
+    /// The instruction is the IRET that unblocks NMIs.
+    pub iret: bool,
 }
 
 /// DR6.BS: the debug exception comes from a single step.
@@ -68,13 +76,15 @@ mod tests {
         assert!(NmiBlocking::Blocked.blocks(0x1000));
         assert!(NmiBlocking::AtIret(0x1000).blocks(0x1000));
         assert!(!NmiBlocking::AtIret(0x1000).blocks(0x2000));
+        assert_eq!(NmiBlocking::AtIret(0x1000).settled(0x1000), NmiBlocking::AtIret(0x1000));
+        assert_eq!(NmiBlocking::AtIret(0x1000).settled(0x2000), NmiBlocking::Open);
     }
 
     #[test]
     fn our_step_is_hidden_and_the_guests_is_not() {
-        let ours = Step { guest_tf: false };
+        let ours = Step { guest_tf: false, iret: false };
         assert_eq!(ours.result(0xffff_4ff0), StepResult::Ours { dr6: 0xffff_0ff0 });
         assert_eq!(ours.result(0xffff_4ff1), StepResult::Guests { dr6: 0xffff_0ff1 });
-        assert_eq!(Step { guest_tf: true }.result(0xffff_4ff0), StepResult::Guests { dr6: 0xffff_4ff0 });
+        assert_eq!(Step { guest_tf: true, iret: false }.result(0xffff_4ff0), StepResult::Guests { dr6: 0xffff_4ff0 });
     }
 }

@@ -42,6 +42,8 @@ mod todo {
     pub const STEP: u32 = 1 << 4;
     /// IRET is intercepted, because it ends an NMI.
     pub const IRET: u32 = 1 << 5;
+    /// `hv` waits for an interrupt shadow to end.
+    pub const SHADOW: u32 = 1 << 6;
 }
 
 /// A virtual CPU on AMD-V.
@@ -62,6 +64,8 @@ pub struct SvmVcpu {
     asid: Option<(u32, Asid)>,
     nmi: NmiBlocking,
     step: Option<Step>,
+    /// Where the guest was when it was last interrupted in an interrupt shadow.
+    shadow_rip: u64,
     pub(super) debugctl: u64,
 }
 
@@ -87,6 +91,8 @@ impl SvmVcpu {
             shared,
             asid: None,
             nmi: NmiBlocking::Open,
+            // Not canonical, so nowhere.
+            shadow_rip: 1 << 63,
             step: None,
             debugctl: 0,
         };
@@ -195,6 +201,16 @@ impl SvmVcpu {
                 self.start_step();
             }
         }
+        if self.todo & todo::SHADOW != 0 {
+            if !self.in_shadow() {
+                self.todo &= !todo::SHADOW;
+                return Some(Exit::InterruptWindow);
+            }
+            // What is in a shadow has nothing to be delivered before; an NMI's window may have begun the step already.
+            if self.step.is_none() && !self.events.is_busy() {
+                self.start_step();
+            }
+        }
         None
     }
 
@@ -224,11 +240,19 @@ impl SvmVcpu {
         self.todo |= todo::FLUSHED;
     }
 
+    /// Lets the guest execute one instruction. What that raises comes here first: pushed by the CPU, RFLAGS would show the guest our TF.
     fn start_step(&mut self) {
         let guest_tf = self.vmcb.save.rflags & Rflags::TF.bits() != 0;
         self.vmcb.save.rflags |= Rflags::TF.bits();
-        self.step = Some(Step { guest_tf });
+        self.nmi = self.nmi.settled(self.vmcb.save.rip);
+        self.step = Some(Step { guest_tf, iret: self.nmi != NmiBlocking::Open });
         self.todo |= todo::STEP;
+        self.set_intercepted_exceptions(INTERCEPTED_WHILE_STEPPING);
+    }
+
+    fn set_intercepted_exceptions(&mut self, vectors: u32) {
+        self.vmcb.control.exceptions = vectors;
+        self.dirty(clean::INTERCEPTS);
     }
 
     /// Sees to what is in `todo` after an exit.
@@ -246,6 +270,7 @@ impl SvmVcpu {
         }
         self.todo &= !todo::STEP;
         let step = self.step.take()?;
+        self.set_intercepted_exceptions(INTERCEPTED_EXCEPTIONS);
         if !step.guest_tf && self.vmcb.control.exit_code as u32 != exit_code::EXCEPTION_DB {
             // It was not completed: RFLAGS are still those that the step began with.
             self.vmcb.save.rflags &= !Rflags::TF.bits();
@@ -255,14 +280,14 @@ impl SvmVcpu {
         }
         let result = step.result(self.vmcb.save.dr6);
         let (StepResult::Ours { dr6 } | StepResult::Guests { dr6 }) = result;
-        if !step.guest_tf && self.nmi == NmiBlocking::Open {
-            // Not an IRET, which would have loaded a TF of the guest's own.
+        if !step.guest_tf && !step.iret {
+            // An IRET has loaded a TF of the guest's own.
             self.vmcb.save.rflags &= !Rflags::TF.bits();
         }
         self.vmcb.save.dr6 = dr6;
         self.dirty(clean::DEBUG_REGISTERS);
         match result {
-            StepResult::Ours { .. } if self.nmi_allowed() => {
+            StepResult::Ours { .. } if self.todo & todo::NMI_WINDOW != 0 && self.nmi_allowed() => {
                 self.todo &= !todo::NMI_WINDOW;
                 Some(Exit::NmiWindow)
             }
@@ -292,8 +317,12 @@ impl SvmVcpu {
     }
 
     /// Asks for an exit as soon as the guest can take an interrupt: a virtual interrupt of highest priority, which is intercepted instead of
-    /// delivered (15.21.4).
+    /// delivered (15.21.4). The end of an interrupt shadow is looked for by a step, because QEMU 7.2 enters a guest without its shadow, which would
+    /// have the interrupt come between STI and HLT.
     pub(super) fn set_interrupt_window(&mut self, wanted: bool) {
+        let shadow = wanted && self.in_shadow() && self.vmcb.save.rflags & Rflags::IF.bits() != 0;
+        self.todo = if shadow { self.todo | todo::SHADOW } else { self.todo & !todo::SHADOW };
+        let wanted = wanted && !shadow;
         const REQUEST: u64 = vintr::V_IRQ | vintr::V_INTR_PRIO_MAX | vintr::V_IGN_TPR;
         let is_wanted = self.vmcb.control.intercept1 & intercept1::VINTR != 0;
         if wanted == is_wanted {
@@ -305,8 +334,23 @@ impl SvmVcpu {
         self.dirty(clean::VINTR);
     }
 
+    /// An interrupt of the host's has come before the guest has executed anything in its interrupt shadow: it is still in there. QEMU 7.2 enters a guest
+    /// without its shadow, and reports none at the next exit.
+    fn keep_shadow(&mut self) {
+        let rip = self.vmcb.save.rip;
+        if self.in_shadow() {
+            self.shadow_rip = rip;
+        } else if self.shadow_rip == rip {
+            self.vmcb.control.interrupt_state |= INTERRUPT_SHADOW;
+        }
+    }
+
+    pub(super) fn nmi_blocked(&self) -> bool {
+        self.nmi.blocks(self.vmcb.save.rip)
+    }
+
     pub(super) fn nmi_allowed(&self) -> bool {
-        !self.nmi.blocks(self.vmcb.save.rip) && !self.in_shadow() && !self.events.is_busy()
+        !self.nmi_blocked() && !self.in_shadow() && !self.events.is_busy()
     }
 
     pub(super) fn queue_nmi(&mut self) {
@@ -414,7 +458,10 @@ impl Source for SvmVcpu {
             // `look_back` has seen to it; entering again is all there is to do.
             exit_code::IRET => {}
             // INTR: still pending at the local APIC. SMI and INIT were taken at STGI.
-            _ => cpu::serve_interrupts(),
+            _ => {
+                self.keep_shadow();
+                cpu::serve_interrupts();
+            }
         }
         Exit::HostInterrupt
     }
@@ -445,16 +492,20 @@ fn supplied(code: u32, vmcb: &Vmcb, assists: Assists, lengths: &mut LengthCache,
     Extent { next_rip, ..lengths.extent(code, &vmcb.save, memory) }
 }
 
+/// A guest can make the delivery of #AC or #DB raise another one on and on, with no instruction boundary at which an interrupt could stop it:
+/// #AC with a misaligned stack, #DB with a breakpoint on the stack that the exception is pushed to. Intercepting both gets the host
+/// back into the loop. #MC is the machine's, not the guest's.
+const INTERCEPTED_EXCEPTIONS: u32 = 1 << vector::DB | 1 << vector::AC | 1 << vector::MC;
+/// All but the traps of INT3 and INTO, and what is not an exception.
+const INTERCEPTED_WHILE_STEPPING: u32 = !(1 << vector::NMI | 1 << vector::BP | 1 << vector::OF);
+
 /// What stays as it is for the life of a vCPU.
 fn set_up(vmcb: &mut Vmcb, shared: &Shared, memory: &GuestRam, config: &VcpuConfig) {
     let control = &mut vmcb.control;
     // CR8 is the virtual local APIC's. CR4 must not take bits that the guest's CPUID does not show; CR0 and CR3 are the guest's own.
     control.cr_read = 1 << 8;
     control.cr_write = 1 << 4 | 1 << 8;
-    // A guest can make the delivery of #AC or #DB raise another one on and on, with no instruction boundary at which an interrupt could stop it:
-    // #AC with a misaligned stack, #DB with a breakpoint on the stack that the exception is pushed to. Intercepting both gets the host
-    // back into the loop. #MC is the machine's, not the guest's.
-    control.exceptions = 1 << vector::DB | 1 << vector::AC | 1 << vector::MC;
+    control.exceptions = INTERCEPTED_EXCEPTIONS;
     control.intercept1 = intercept1::INTR
         | intercept1::NMI
         | intercept1::SMI

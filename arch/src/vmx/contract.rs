@@ -135,6 +135,9 @@ impl Vcpu for VmxVcpu {
     fn can_take_nmi(&self) -> bool {
         self.nmi_allowed()
     }
+    fn is_in_nmi(&self) -> bool {
+        self.nmi_blocked()
+    }
     fn inject_nmi(&mut self) {
         debug_assert!(self.nmi_allowed());
         self.clear_nmi_blocking();

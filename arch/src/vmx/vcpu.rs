@@ -567,9 +567,12 @@ impl VmxVcpu {
 
     /// Blocking by NMI counts only if there was one. Bochs 2.7 clears its own note of that only at the guest's IRET, not at an entry, so that a
     /// vCPU which the CPU leaves within its NMI handler blocks the NMIs of the next.
+    pub(super) fn nmi_blocked(&self) -> bool {
+        self.nmi_in_service && self.interruptibility() & interruptibility::NMI != 0
+    }
+
     pub(super) fn nmi_allowed(&self) -> bool {
-        let blocked = interruptibility::SHADOW | if self.nmi_in_service { interruptibility::NMI } else { 0 };
-        !self.events.is_busy() && self.interruptibility() & blocked == 0
+        !self.events.is_busy() && !self.nmi_blocked() && self.interruptibility() & interruptibility::SHADOW == 0
     }
 
     /// Before an NMI is queued: 28.3.1.5 wants no blocking by NMI at the entry that injects it.

@@ -101,6 +101,8 @@ mod flag {
     pub const EXTINT_MESSAGE: u32 = 1 << 13;
     /// The TMR has changed since the CPU was told. Not a reason to look by itself.
     pub const LEVELS: u32 = 1 << 14;
+    /// A second NMI has come before the first was taken. Not a reason to look by itself.
+    pub const NMI_AGAIN: u32 = 1 << 15;
     /// Page of the SIPI.
     pub const SIPI_SHIFT: u32 = 24;
 }
@@ -178,7 +180,8 @@ impl LocalApic {
     /// INIT (11.4.7.3, 11.12.5.1): as reset, but mode, address and ID stay, and so does a SIPI that has come already.
     pub fn init(&self) {
         // State before IRR: the order of a query, so that a request posted meanwhile is either gone or announced.
-        self.state.fetch_and(!(flag::WORDS | flag::IRR | flag::EXTINT | flag::NMI | flag::EXTINT_MESSAGE), AcqRel);
+        self.state
+            .fetch_and(!(flag::WORDS | flag::IRR | flag::EXTINT | flag::NMI | flag::NMI_AGAIN | flag::EXTINT_MESSAGE), AcqRel);
         for requests in &self.requests {
             requests.swap(0, AcqRel);
         }
@@ -542,9 +545,18 @@ impl LocalApic {
         self.state.load(Acquire) & flag::NMI != 0
     }
 
-    /// The processor takes the NMI; true if there was one.
+    /// The processor takes an NMI; true if there was one.
     pub fn take_nmi(&self) -> bool {
-        self.state.fetch_and(!flag::NMI, AcqRel) & flag::NMI != 0
+        let taken = |state: u32| {
+            let which = if state & flag::NMI_AGAIN != 0 { flag::NMI_AGAIN } else { flag::NMI };
+            (state & which != 0).then_some(state & !which)
+        };
+        self.state.fetch_update(AcqRel, Acquire, taken).is_ok()
+    }
+
+    /// The processor is still about the NMI before: of those that wait, one will come (SDM vol. 3A, 7.7.1).
+    pub fn merge_nmis(&self) {
+        self.state.fetch_and(!flag::NMI_AGAIN, AcqRel);
     }
 
     /// True if [`LocalApic::take_startup`] has something.

@@ -62,9 +62,13 @@ impl LocalApic {
         self.requested(index) & bit != 0
     }
 
-    /// An NMI; further ones until it is taken make no difference.
+    /// An NMI. A second one waits as well: had the processor been quick enough, it would be about the first by now. Further ones make no difference.
     pub fn post_nmi(&self) -> Posted {
-        if self.state.fetch_or(flag::NMI, AcqRel) & flag::NMI == 0 { Posted::New } else { Posted::Merged }
+        let posted = |state: u32| Some(state | if state & flag::NMI == 0 { flag::NMI } else { flag::NMI_AGAIN });
+        match self.state.fetch_update(AcqRel, Acquire, posted) {
+            Ok(old) if old & flag::NMI != 0 => Posted::Merged,
+            _ => Posted::New,
+        }
     }
 
     /// An INIT; a SIPI that has not been taken is void.

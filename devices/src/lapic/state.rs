@@ -35,7 +35,8 @@ pub struct LocalApicState {
     /// The periodic timer's first beat since it was programmed, and how many have been served since.
     pub first_beat: u64,
     pub beats_served: u64,
-    pub nmi: bool,
+    /// NMIs that wait, at most two.
+    pub nmis: u8,
     pub init: bool,
     /// Page of a SIPI that has come.
     pub sipi: Option<u8>,
@@ -80,7 +81,7 @@ impl LocalApic {
             tsc_deadline,
             first_beat,
             beats_served,
-            nmi: state & flag::NMI != 0,
+            nmis: u8::from(state & flag::NMI != 0) + u8::from(state & flag::NMI_AGAIN != 0),
             init: state & flag::INIT != 0,
             sipi: (state & flag::SIPI != 0).then_some((state >> flag::SIPI_SHIFT) as u8),
             extint_message: state & flag::EXTINT_MESSAGE != 0,
@@ -112,7 +113,7 @@ impl LocalApic {
             tsc_deadline,
             first_beat,
             beats_served,
-            nmi,
+            nmis,
             init,
             sipi,
             extint_message,
@@ -161,7 +162,8 @@ impl LocalApic {
         let sipi = sipi.map_or(0, |page| flag::SIPI | u32::from(page) << flag::SIPI_SHIFT);
         let bit = |set: bool, flag: u32| if set { flag } else { 0 };
         // "Look" is always right; the first query finds out.
-        let flags = flag::IRR | flag::EXTINT | flag::LEVELS | sipi | bit(nmi, flag::NMI) | bit(init, flag::INIT);
+        let nmi = bit(nmis > 0, flag::NMI) | bit(nmis > 1, flag::NMI_AGAIN);
+        let flags = flag::IRR | flag::EXTINT | flag::LEVELS | sipi | nmi | bit(init, flag::INIT);
         self.state.store(flags | bit(extint_message, flag::EXTINT_MESSAGE), Relaxed);
         self.adopt_page();
         Ok(())

@@ -9,6 +9,7 @@ use devices::{
     Gate, Line, LineSink, MmioDevice, PortDevice, TimedDevice,
     hpet::{self, Hpet},
     pci::{ChipsetFunction, ConfigEffect, DevFn, PciDevice, PciSerial},
+    testdev,
     uart::{ModemLines, Uart},
 };
 use spin::Mutex;
@@ -98,6 +99,11 @@ impl Board {
         if let Some(offset) = self.ecam.offset(gpa) {
             return self.pci.lock().memory_read(offset, width);
         }
+        if let Some(testdev) = &self.testdev
+            && let Some(offset) = testdev_offset(gpa, width)
+        {
+            return testdev.lock().mmio_read(clock.now(), offset, width);
+        }
         if self.devices.is_empty() {
             return width.mask();
         }
@@ -131,8 +137,23 @@ impl Board {
             }
             return;
         }
+        if let Some(testdev) = &self.testdev
+            && let Some(offset) = testdev_offset(gpa, width)
+        {
+            return testdev.lock().mmio_write(clock.now(), offset, width, value);
+        }
         let hit = self.windows.lock().memory(gpa.0, width);
         self.function_write(clock.now(), hit, width, value);
+    }
+
+    #[inline(never)]
+    pub(super) fn test_write(&self, owner: PortOwner, offset: u16, width: Width, value: u32) {
+        let Some(device) = &self.testdev else { return };
+        match owner {
+            PortOwner::TestData => device.lock().data_write(offset, width, value),
+            PortOwner::TestLines => device.lock().line_write(offset, value),
+            _ => {}
+        }
     }
 
     /// A port that no device of the board claims: a PCI function's, or nobody's.
@@ -288,6 +309,12 @@ impl Board {
         self.coms.iter().flatten().for_each(|com| com.lock().advance(now));
         self.devices.iter().for_each(|device| device.lock().advance(now));
     }
+}
+
+/// The offset in the test device's memory of an access that stays within.
+fn testdev_offset(gpa: Gpa, width: Width) -> Option<u64> {
+    let offset = gpa.0.checked_sub(testdev::MEMORY)?;
+    (offset + width.bytes() as u64 <= testdev::MEMORY_SIZE).then_some(offset)
 }
 
 /// The PCI card with a serial port, and the same as a device of the bus.

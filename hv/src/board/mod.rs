@@ -23,6 +23,7 @@ use devices::{
     pit::{self, Pit},
     router::InterruptRouter,
     rtc::{Rtc, RtcConfig},
+    testdev::{self, TestDevice},
     uart::{ModemLines, Uart},
 };
 pub use ports::{Overlap, PortMap};
@@ -49,6 +50,9 @@ pub enum PortOwner {
     AcpiPm,
     DebugConsole,
     DebugExit,
+    TestData,
+    TestFlush,
+    TestLines,
 }
 
 /// Ports of the devices that every board has: owner, first port, count.
@@ -71,6 +75,13 @@ const CLAIMS: &[(PortOwner, u16, u16)] = &[
     (PortOwner::Pci, layout::PCI_CONFIG_PORTS.start, pci::PORTS),
 ];
 
+/// Ports of the test device.
+const TEST_CLAIMS: [(PortOwner, u16, u16); 3] = [
+    (PortOwner::TestData, testdev::DATA_PORT, 4),
+    (PortOwner::TestFlush, testdev::FLUSH_PORT, 4),
+    (PortOwner::TestLines, testdev::LINES_PORT, testdev::LINES),
+];
+
 /// What a board is built with.
 #[derive(Clone, Copy, Debug)]
 pub struct BoardConfig {
@@ -87,6 +98,8 @@ pub struct BoardConfig {
     pub hpet: bool,
     /// Which serial ports there are, COM1 first; COM1 is always there.
     pub serial: [bool; SERIAL_PORTS],
+    /// The test device.
+    pub testdev: bool,
 }
 
 /// Where firmware leads the PIRQs in 8259 mode.
@@ -118,6 +131,7 @@ pub struct Board {
     devices: Vec<Arc<Mutex<dyn PciDevice>>>,
     windows: Mutex<Windows>,
     serial_card: Option<Arc<Mutex<PciSerial>>>,
+    testdev: Option<Mutex<TestDevice>>,
     debug_console: Mutex<DebugConsole>,
     port_92: Mutex<Port92>,
     post_code: Mutex<PostCode>,
@@ -137,7 +151,10 @@ impl Board {
         let line = |pin| Line::new(sink.clone(), pin);
         let mut ports = PortMap::new();
         let debug_exit = config.debug_exit.map(|port| (PortOwner::DebugExit, port, 1));
-        for (owner, first, count) in CLAIMS.iter().copied().chain(Self::com_claims(config.serial)).chain(debug_exit) {
+        let test_claims = TEST_CLAIMS.into_iter().filter(|_| config.testdev);
+        for (owner, first, count) in
+            CLAIMS.iter().copied().chain(Self::com_claims(config.serial)).chain(debug_exit).chain(test_claims)
+        {
             // Overlaps are refused with the configuration (`Board::claims`); the fixed claims are tested not to have any.
             let _ = ports.claim(owner, first, count);
         }
@@ -197,6 +214,7 @@ impl Board {
             devices,
             windows: Mutex::default(),
             serial_card,
+            testdev: config.testdev.then(|| Mutex::new(TestDevice::new((0..testdev::LINES).map(|n| line(n.into())).collect()))),
             debug_console: Mutex::default(),
             port_92: Mutex::default(),
             post_code: Mutex::default(),
@@ -210,7 +228,7 @@ impl Board {
     /// The port, if one of the board's own devices has it.
     #[must_use]
     pub fn claims(port: u16) -> Option<u16> {
-        let mut claims = CLAIMS.iter().copied().chain(Self::com_claims([true; SERIAL_PORTS]));
+        let mut claims = CLAIMS.iter().copied().chain(Self::com_claims([true; SERIAL_PORTS])).chain(TEST_CLAIMS);
         claims.any(|(_, first, count)| (first..first + count).contains(&port)).then_some(port)
     }
 
@@ -242,7 +260,8 @@ impl Board {
             PortOwner::I8042Command => read(&self.i8042, now, i8042::COMMAND_OFFSET, width),
             PortOwner::Port92 => read(&self.port_92, now, offset, width),
             PortOwner::PostCode => read(&self.post_code, now, offset, width),
-            PortOwner::DebugExit => width.mask() as u32,
+            PortOwner::TestData => self.testdev.as_ref().map_or(0, |device| device.lock().data_read(offset, width)),
+            PortOwner::DebugExit | PortOwner::TestFlush | PortOwner::TestLines => width.mask() as u32,
         }
     }
 
@@ -266,6 +285,7 @@ impl Board {
             PortOwner::Port92 => self.port_92_write(now, offset, width, value),
             PortOwner::PostCode => self.post_code.lock().port_write(now, offset, width, value),
             PortOwner::DebugExit => self.set_end((value & 0xff) << 1 | 1),
+            PortOwner::TestData | PortOwner::TestFlush | PortOwner::TestLines => self.test_write(owner, offset, width, value),
         }
     }
 
@@ -514,7 +534,7 @@ mod tests {
     #[test]
     fn fixed_claims_do_not_overlap() {
         let mut map = PortMap::new();
-        for (owner, first, count) in CLAIMS.iter().copied().chain(Board::com_claims([true; SERIAL_PORTS])) {
+        for (owner, first, count) in CLAIMS.iter().copied().chain(Board::com_claims([true; SERIAL_PORTS])).chain(TEST_CLAIMS) {
             assert_eq!(map.claim(owner, first, count).map_err(|o| (o.first, o.second)), Ok(()));
         }
         assert_eq!(Board::claims(0xcf9), Some(0xcf9));

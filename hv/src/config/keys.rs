@@ -30,10 +30,11 @@ pub enum Key {
     OnReboot,
     OnCrash,
     IsaDebugExit,
+    PcTestdev,
 }
 
 impl Key {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Name,
         Self::Type,
         Self::Memory,
@@ -60,6 +61,7 @@ impl Key {
         Self::OnReboot,
         Self::OnCrash,
         Self::IsaDebugExit,
+        Self::PcTestdev,
     ];
 
     /// As it is written in a configuration.
@@ -92,6 +94,7 @@ impl Key {
             Self::OnReboot => "on_reboot",
             Self::OnCrash => "on_crash",
             Self::IsaDebugExit => "isa_debug_exit",
+            Self::PcTestdev => "pc_testdev",
         }
     }
 

@@ -67,6 +67,8 @@ pub struct GuestConfig {
     pub on_crash: Action,
     /// Port of the ISA debug-exit device.
     pub isa_debug_exit: Option<u16>,
+    /// The test device is there.
+    pub pc_testdev: bool,
     /// Remarks that do not keep the guest from starting.
     pub warnings: Vec<ConfigError>,
     lines: Lines,
@@ -260,6 +262,7 @@ impl<'t> Reader<'_, 't> {
         let rtc_offset = self.seconds(Key::RtcTimeoffset);
         let missed_ticks = self.timer_mode();
         let isa_debug_exit = self.number(Key::IsaDebugExit, 0, u16::MAX.into()).and_then(|port| u16::try_from(port).ok());
+        let pc_testdev = self.boolean(Key::PcTestdev, false);
         // Whatever is missing here has left an error behind.
         Some(GuestConfig {
             file: self.file.into(),
@@ -282,6 +285,7 @@ impl<'t> Reader<'_, 't> {
             on_reboot: on_reboot?,
             on_crash: on_crash?,
             isa_debug_exit,
+            pc_testdev: pc_testdev?,
             warnings,
             lines: self.lines,
         })

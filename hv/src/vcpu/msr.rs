@@ -118,6 +118,8 @@ impl MsrState {
                 msr::AMD_DE_CFG => DE_CFG_LFENCE_SERIALIZE,
                 // SYSCFG, TOP_MEM, TOP_MEM2, northbridge configuration: nothing enabled.
                 msr::AMD_SYSCFG | 0xc001_001a | 0xc001_001d | msr::AMD_NB_CFG => 0,
+                // No CPUID bit says that the four counters of old are absent (APM vol. 2, 13.2): they are there, and count nothing.
+                msr::AMD_PERF_CTL0..=msr::AMD_PERF_CTR3 => 0,
                 _ => return Err(Gp),
             },
             msr::IA32_MISC_ENABLE => self.misc_enable,
@@ -205,7 +207,7 @@ impl MsrState {
                     Ok(())
                 }
                 // LFENCE stays serialising whatever is written; the rest has nothing behind it.
-                msr::AMD_DE_CFG | msr::AMD_SYSCFG | msr::AMD_NB_CFG => Ok(()),
+                msr::AMD_DE_CFG | msr::AMD_SYSCFG | msr::AMD_NB_CFG | msr::AMD_PERF_CTL0..=msr::AMD_PERF_CTR3 => Ok(()),
                 _ => Err(Gp),
             },
             msr::IA32_MISC_ENABLE => {

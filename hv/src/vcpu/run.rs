@@ -171,6 +171,9 @@ impl<P: Platform> VirtCpu<P> {
             self.apic.take_nmi();
             self.hw.inject_nmi();
         } else {
+            if self.hw.is_in_nmi() {
+                self.apic.merge_nmis();
+            }
             self.hw.request_nmi_window(true);
         }
         Ok(!open)

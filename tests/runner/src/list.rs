@@ -141,6 +141,7 @@ pub const GUESTS: &[GuestTest] = &[
     pass("exception-during-exit"),
     pass("single-step"),
     pass("nmi"),
+    pass("nmi-shadow"),
     pass("page-fault"),
     pass("real-mode"),
     pass("protected-mode"),

@@ -78,6 +78,7 @@ fn board(source: &mut Source<'_>) {
         ram_above_4g: 0,
         wall_clock: 1_700_000_000,
         debug_exit: Some(0xf4),
+        testdev: true,
         missed_ticks: if shape & 1 == 0 { MissedTicks::Deliver } else { MissedTicks::Merge },
         hpet: shape & 2 != 0,
         serial: core::array::from_fn(|n| n == 0 || shape >> 2 & 1 << n != 0),

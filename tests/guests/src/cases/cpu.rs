@@ -47,6 +47,15 @@ pub fn msr_policy(_: &BootInfo) {
         check!(is_gp(catch_msr_read(index)), "RDMSR {index:#x} raises #GP(0)");
         check!(is_gp(catch_msr_write(index, 0)), "WRMSR {index:#x} raises #GP(0)");
     }
+    // AMD's four performance counters of old, which no CPUID bit can hide (APM vol. 2, 13.2): none counts.
+    let amd = cpuid(0, 0)[1] == 0x6874_7541;
+    for index in 0xc001_0000..=0xc001_0007 {
+        check_eq!(is_gp(catch_msr_write(index, 0x1234)), !amd, "WRMSR {index:#x}");
+        match catch_msr_read(index) {
+            Ok(value) => check!(amd && value == 0, "RDMSR {index:#x} is {value:#x}"),
+            fault => check!(!amd && is_gp(fault), "RDMSR {index:#x} raises #GP(0)"),
+        }
+    }
     // Reserved bits and bad values: EFER.SVME, PAT type 2, APIC base beyond the address width.
     for (index, value) in [
         (0xc000_0080, rdmsr(0xc000_0080) | 1 << 12),

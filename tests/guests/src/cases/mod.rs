@@ -50,6 +50,7 @@ pub const ALL: &[Case] = &[
     ("exception-during-exit", events::exception_during_exit),
     ("single-step", events::single_step),
     ("nmi", events::nmi),
+    ("nmi-shadow", events::nmi_shadow),
     ("page-fault", events::page_fault),
     ("real-mode", modes::real_mode),
     ("protected-mode", modes::protected_mode),
