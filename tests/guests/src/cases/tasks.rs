@@ -233,8 +233,8 @@ fn interrupt_gate(address: u32, kind: u64) -> u64 {
     address & 0xffff | u64::from(CODE) << 16 | kind << 40 | (address >> 16) << 48
 }
 
-/// JMP, CALL and INT n to a TSS and through task gates, IRET, nested tasks, 16-bit tasks, an LDT and page tables of their own, tasks at CPL 3, exceptions with an error code and interrupts through task gates, and faults on the way: the old task's and the
-/// new task's.
+/// JMP, CALL and INT n to a TSS and through task gates, IRET, nested tasks, 16-bit tasks, an LDT and page tables of their own, tasks at CPL 3, exceptions
+/// with an error code and interrupts through task gates, and faults on the way: the old task's and the new task's.
 pub fn task_switch(_: &BootInfo) {
     let rig = Rig::new();
     jumps(&rig);
@@ -413,6 +413,18 @@ fn interrupt(rig: &Rig) {
     check_eq!(rig.field(0, 0x24) & 0x200, 0x200, "IF of the main task");
 }
 
+/// The handler's task is not entered again before its IRET, which opens the CPU to the next NMI.
+fn nmi(rig: &Rig) {
+    rig.reset();
+    rig.set_gate(2, task_gate(TASK, 0x85));
+    rig.body(1, rig.at.ts_body_nmi);
+    let [first, still, second, main] = rig.records(rig.at.ts_nmi, 0);
+    check_eq!([first.tr, still.tr, second.tr], [TASK.into(); 3], "the handler's task");
+    check_eq!(still.general[1], 0, "the time passed within it");
+    check_eq!(second.general[1], 0, "it went on behind its IRET");
+    check_eq!(main.tr, MAIN.into(), "back in the main task");
+}
+
 /// The main task stays, and its TSS and the other's are as they were.
 fn faults_of_the_old_task(rig: &Rig) {
     for (target, vector, error) in [
@@ -468,7 +480,8 @@ fn failing_load(rig: &Rig, offset: u32, bad: u16, good: u16, vector: u32) {
 }
 
 /// What QEMU leaves out: the T bit of a TSS, #SS for a stack segment that is not present, EIP of a new task that cannot be entered, accessed bits, and RF of a
-/// task that a fault takes the CPU from.
+/// task that a fault takes the CPU from. And NMIs through a task gate: as QEMU does not let the hypervisor switch tasks, the TSS of a task whose IRET ends an
+/// NMI while the next one waits gets the TF of the hypervisor's own step.
 pub fn task_switch_details(_: &BootInfo) {
     let rig = Rig::new();
     rig.body(1, rig.at.ts_body_iret);
@@ -495,4 +508,6 @@ pub fn task_switch_details(_: &BootInfo) {
     put32(rig.at.ts_repair_with, DATA.into());
     rig.run(rig.at.ts_gp, 0);
     check!(rig.field(0, 0x24) & 1 << 16 != 0, "RF in the TSS of the task that has faulted");
+
+    nmi(&rig);
 }

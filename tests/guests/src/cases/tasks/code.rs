@@ -189,7 +189,7 @@ ts_record:
     mov esi, 0x66666666
     mov edi, 0x77777777
     .endm
-    .global ts_jmp, ts_jmp_at, ts_jmp_after, ts_call, ts_call_at, ts_call_after, ts_int, ts_int_at, ts_int_after, ts_gp, ts_gp_at, ts_irq
+    .global ts_jmp, ts_jmp_at, ts_jmp_after, ts_call, ts_call_at, ts_call_after, ts_int, ts_int_at, ts_int_after, ts_gp, ts_gp_at, ts_irq, ts_nmi
 ts_jmp:
     ts_registers
 ts_jmp_at:
@@ -234,8 +234,18 @@ ts_irq:
     call ts_record
     ret
 
+ts_nmi:
+    ts_registers
+    mov dword ptr [0xfee00310], 0
+    mov dword ptr [0xfee00300], 0x4400
+8:  pause
+    cmp dword ptr [ts_next], offset ts_records + 384
+    jne 8b
+    call ts_record
+    ret
+
     // ---- What other tasks do. Each goes on behind its switch when it is entered again, and starts over. ----
-    .global ts_body_jmp, ts_body_jmp_after, ts_body_iret, ts_body_error, ts_body_nest, ts_body_repair, ts_body_irq, ts_from_v86
+    .global ts_body_jmp, ts_body_jmp_after, ts_body_iret, ts_body_error, ts_body_nest, ts_body_repair, ts_body_irq, ts_body_nmi, ts_from_v86
 ts_body_jmp:
     call ts_record
     .byte 0xea
@@ -281,6 +291,18 @@ ts_body_irq:
     mov dword ptr [0xfee000b0], 0
     iretd
     jmp ts_body_irq
+    // Sends the next NMI itself, and lets some time pass before it opens the door.
+ts_body_nmi:
+    call ts_record
+    cmp dword ptr [ts_next], offset ts_records + 128
+    jne 10f
+    mov dword ptr [0xfee00310], 0
+    mov dword ptr [0xfee00300], 0x4400
+    mov ecx, 1000
+9:  loop 9b
+    call ts_record
+10: iretd
+    jmp ts_body_nmi
     // By an interrupt gate, out of the virtual-8086 task.
 ts_from_v86:
     mov edx, 0x10
@@ -362,6 +384,7 @@ symbols!(
     ts_body_jmp,
     ts_body_jmp_after,
     ts_body_nest,
+    ts_body_nmi,
     ts_body_repair,
     ts_call,
     ts_call_after,
@@ -383,6 +406,7 @@ symbols!(
     ts_ldt,
     ts_main_tss,
     ts_next,
+    ts_nmi,
     ts_pd_a,
     ts_pd_b,
     ts_records,
