@@ -146,13 +146,22 @@ impl Board {
         self.function_write(clock.now(), hit, width, value);
     }
 
-    #[inline(never)]
-    pub(super) fn test_write(&self, owner: PortOwner, offset: u16, width: Width, value: u32) {
-        let Some(device) = &self.testdev else { return };
-        match owner {
-            PortOwner::TestData => device.lock().data_write(offset, width, value),
-            PortOwner::TestLines => device.lock().line_write(offset, value),
-            _ => {}
+    #[cold]
+    pub(super) fn test_read(&self, offset: u16, width: Width) -> u32 {
+        self.testdev.as_ref().map_or(width.mask() as u32, |device| device.lock().data_read(offset, width))
+    }
+
+    #[cold]
+    pub(super) fn test_write(&self, offset: u16, width: Width, value: u32) {
+        if let Some(device) = &self.testdev {
+            device.lock().data_write(offset, width, value);
+        }
+    }
+
+    #[cold]
+    pub(super) fn test_line_write(&self, line: u16, value: u32) {
+        if let Some(device) = &self.testdev {
+            device.lock().line_write(line, value);
         }
     }
 

@@ -260,7 +260,7 @@ impl Board {
             PortOwner::I8042Command => read(&self.i8042, now, i8042::COMMAND_OFFSET, width),
             PortOwner::Port92 => read(&self.port_92, now, offset, width),
             PortOwner::PostCode => read(&self.post_code, now, offset, width),
-            PortOwner::TestData => self.testdev.as_ref().map_or(0, |device| device.lock().data_read(offset, width)),
+            PortOwner::TestData => self.test_read(offset, width),
             PortOwner::DebugExit | PortOwner::TestFlush | PortOwner::TestLines => width.mask() as u32,
         }
     }
@@ -285,7 +285,9 @@ impl Board {
             PortOwner::Port92 => self.port_92_write(now, offset, width, value),
             PortOwner::PostCode => self.post_code.lock().port_write(now, offset, width, value),
             PortOwner::DebugExit => self.set_end((value & 0xff) << 1 | 1),
-            PortOwner::TestData | PortOwner::TestFlush | PortOwner::TestLines => self.test_write(owner, offset, width, value),
+            PortOwner::TestData => self.test_write(offset, width, value),
+            PortOwner::TestLines => self.test_line_write(offset, value),
+            PortOwner::TestFlush => {}
         }
     }
 
