@@ -24,6 +24,7 @@ pub enum Key {
     Serial,
     Hpet,
     TimerMode,
+    TscMode,
     Localtime,
     RtcTimeoffset,
     OnPoweroff,
@@ -33,7 +34,7 @@ pub enum Key {
 }
 
 impl Key {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Name,
         Self::Type,
         Self::Memory,
@@ -54,6 +55,7 @@ impl Key {
         Self::Serial,
         Self::Hpet,
         Self::TimerMode,
+        Self::TscMode,
         Self::Localtime,
         Self::RtcTimeoffset,
         Self::OnPoweroff,
@@ -86,6 +88,7 @@ impl Key {
             Self::Serial => "serial",
             Self::Hpet => "hpet",
             Self::TimerMode => "timer_mode",
+            Self::TscMode => "tsc_mode",
             Self::Localtime => "localtime",
             Self::RtcTimeoffset => "rtc_timeoffset",
             Self::OnPoweroff => "on_poweroff",
@@ -161,7 +164,7 @@ const XL_KEYS: &[&str] = &[
     "spice_image_compression", "spice_streaming_video", "spiceagent_mouse", "spicedisable_ticketing", "spicehost",
     "spicepasswd", "spiceport", "spicetls_port", "spiceusbredirection", "spicevdagent", "stdvga", "stubdomain_cmdline",
     "stubdomain_kernel", "stubdomain_memory", "stubdomain_ramdisk", "sve", "tee", "trap_unmapped_accesses",
-    "tsc_mode", "usb", "usbctrl", "usbdev", "usbdevice", "usbversion", "uuid", "vdispl", "vendor_device", "vfb", "vga",
+    "usb", "usbctrl", "usbdev", "usbdevice", "usbversion", "uuid", "vdispl", "vendor_device", "vfb", "vga",
     "videoram", "vif", "viridian", "virtio", "vkb", "vkb_device", "vmtrace_buf_kb", "vnc", "vncdisplay", "vnclisten",
     "vncpasswd", "vncunused", "vnuma", "vpmu", "vpt_align", "vsnd", "vtpm", "vuart", "xen_platform_pci",
     "xend_suspend_evtchn_compat", "xenstore_feature_mask",

@@ -115,6 +115,7 @@ pub const GUESTS: &[GuestTest] = &[
     pass("msr-policy"),
     pass("msr-state"),
     pass("tsc"),
+    GuestTest { config: "tsc_mode = \"always_emulate\"\n", ..pass("tsc-emulated") },
     pass("control-registers"),
     pass("vector-state"),
     GuestTest { config: "ramdisk = \"guests\"\n", ..pass("multiboot-info") },
