@@ -4,7 +4,7 @@ use crate::{
     acpi,
     board::{Board, BoardConfig, SERIAL_PORTS},
     clock::Clock,
-    config::{ConfigError, GuestConfig, Key, Reason, Serial},
+    config::{ConfigError, GuestConfig, Key, Reason, Serial, TscMode},
     console::{Console, GuestConsole},
     layout,
     loader::{self, LoadRequest, Ramdisk},
@@ -229,15 +229,16 @@ impl<P: Platform> Vm<P> {
 
         let xcr0 = Xcr0Policy::new(platform);
         // All vCPUs of a guest share the offset: their TSCs are in step, and start at zero.
-        let tsc_offset = platform.tsc().wrapping_neg();
+        let tsc_mode = config.tsc_mode;
+        let tsc_offset = tsc_mode.counter(clock, platform.tsc()).wrapping_neg();
         let mut vcpus = Vec::new();
         for (n, apic) in (0..config.vcpus).zip(apics) {
-            let cpuid = Box::new(CpuidPolicy::new(platform, n, config.vcpus, &xcr0));
+            let cpuid = Box::new(CpuidPolicy::new(platform, n, config.vcpus, &xcr0, tsc_mode.hz(clock.tsc_hz())));
             let hw_config = VcpuConfig {
                 id: n,
                 vcpus: config.vcpus,
                 cr4_allowed: cpuid.cr4_allowed(),
-                intercept_rdtsc: false,
+                intercept_rdtsc: tsc_mode == TscMode::Emulated,
                 apic_page: Some(apic.clone()),
             };
             let mut hw = platform.create_vcpu(&memory, &hw_config).map_err(create)?;

@@ -403,6 +403,10 @@ impl SvmVcpu {
 
     #[inline(always)]
     pub(super) fn finish(&mut self, resume: Resume) {
+        // RDTSCP also reads TSC_AUX.
+        if matches!(resume, Resume::Tsc(_)) && self.vmcb.control.exit_code == u64::from(exit_code::RDTSCP) {
+            self.frame.gprs[Gpr::Rcx] = self.lazy.tsc_aux().unwrap_or(0) & 0xffff_ffff;
+        }
         complete(self, resume);
     }
 

@@ -58,6 +58,8 @@ pub struct GuestConfig {
     pub hpet: bool,
     /// What becomes of periodic interrupts that the guest is not there for (`timer_mode`).
     pub missed_ticks: MissedTicks,
+    /// What the guest's TSC counts (`tsc_mode`).
+    pub tsc_mode: TscMode,
     /// The real-time clock is to show the host's local time.
     pub localtime: bool,
     /// How far the real-time clock is from UTC, in seconds (`rtc_timeoffset`; whoever knows the local time adds that).
@@ -72,6 +74,15 @@ pub struct GuestConfig {
     /// Remarks that do not keep the guest from starting.
     pub warnings: Vec<ConfigError>,
     lines: Lines,
+}
+
+/// What a guest's TSC counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TscMode {
+    /// The host's ticks. Reading it is no exit.
+    Native,
+    /// Nanoseconds. Every RDTSC and RDTSCP exits.
+    Emulated,
 }
 
 /// Where a guest's serial port leads.
@@ -261,6 +272,7 @@ impl<'t> Reader<'_, 't> {
         let localtime = self.boolean(Key::Localtime, false);
         let rtc_offset = self.seconds(Key::RtcTimeoffset);
         let missed_ticks = self.timer_mode();
+        let tsc_mode = self.tsc_mode();
         let isa_debug_exit = self.number(Key::IsaDebugExit, 0, u16::MAX.into()).and_then(|port| u16::try_from(port).ok());
         let pc_testdev = self.boolean(Key::PcTestdev, false);
         // Whatever is missing here has left an error behind.
@@ -279,6 +291,7 @@ impl<'t> Reader<'_, 't> {
             serial: serial?,
             hpet: hpet?,
             missed_ticks: missed_ticks?,
+            tsc_mode: tsc_mode?,
             localtime: localtime?,
             rtc_offset: rtc_offset?,
             on_poweroff: on_poweroff?,
@@ -583,16 +596,42 @@ impl<'t> Reader<'_, 't> {
         }
     }
 
+    /// One of xl's `names`, or any other word, or what its number stands for. `default` if the key is not there.
+    fn xl_name(&mut self, key: Key, names: &'static [&'static str], default: &'static str) -> Option<&'t str> {
+        match self.value(key) {
+            None => Some(default),
+            Some(DeValue::String(name)) if !name.starts_with(|c: char| c.is_ascii_digit()) => Some(name.as_ref()),
+            Some(_) => {
+                let most = names.len().saturating_sub(1) as u64;
+                names.get(usize::try_from(self.number(key, 0, most)?).ok()?).copied()
+            }
+        }
+    }
+
+    fn tsc_mode(&mut self) -> Option<TscMode> {
+        let key = Key::TscMode;
+        match self.xl_name(key, &["default", "always_emulate", "native", "native_paravirt"], "default")? {
+            // The host's TSCs are in step and never change their rate: else it would not be the time base.
+            "default" | "native" => Some(TscMode::Native),
+            "always_emulate" => Some(TscMode::Emulated),
+            value @ "native_paravirt" => {
+                self.refuse(key, Reason::UnsupportedValue { value: value.into() });
+                None
+            }
+            value => {
+                let expected = "\"default\", \"always_emulate\" or \"native\"";
+                self.refuse(key, Reason::BadValue { value: value.into(), expected });
+                None
+            }
+        }
+    }
+
     /// xl's names, or their numbers.
     fn timer_mode(&mut self) -> Option<MissedTicks> {
         const NAMES: [&str; 4] =
             ["delay_for_missed_ticks", "no_delay_for_missed_ticks", "no_missed_ticks_pending", "one_missed_tick_pending"];
         let key = Key::TimerMode;
-        let name = match self.value(key) {
-            None => return Some(MissedTicks::Deliver),
-            Some(DeValue::String(name)) if !name.starts_with(|c: char| c.is_ascii_digit()) => name.as_ref(),
-            Some(_) => NAMES.get(usize::try_from(self.number(key, 0, 3)?).ok()?).copied()?,
-        };
+        let name = self.xl_name(key, &NAMES, "no_delay_for_missed_ticks")?;
         match NAMES.iter().position(|known| *known == name) {
             Some(1) => Some(MissedTicks::Deliver),
             // A tick that waits at an interrupt controller waits there with a real one, too.

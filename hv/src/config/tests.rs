@@ -116,6 +116,16 @@ fn clocks_in_every_form() {
     ] {
         assert_eq!(good(text).missed_ticks, missed, "{text}");
     }
+    for (text, mode) in [
+        ("", TscMode::Native),
+        ("tsc_mode = \"default\"", TscMode::Native),
+        ("tsc_mode = 2", TscMode::Native),
+        ("tsc_mode = \"native\"", TscMode::Native),
+        ("tsc_mode = \"always_emulate\"", TscMode::Emulated),
+        ("tsc_mode = \"1\"", TscMode::Emulated),
+    ] {
+        assert_eq!(good(text).tsc_mode, mode, "{text}");
+    }
     assert_eq!(good("rtc_timeoffset = -3600").rtc_offset, -3600);
     assert_eq!(good("rtc_timeoffset = \"7200\"\nlocaltime = 1").rtc_offset, 7200);
     assert!(good("localtime = 1").localtime);
@@ -209,6 +219,10 @@ fn every_bad_value_is_refused_with_its_line() {
         ("hpet = 2", "hpet: 2 is not a whole number of 0 to 1"),
         ("timer_mode = \"delay_for_missed_ticks\"", "timer_mode: \"delay_for_missed_ticks\" is known to xl, not supported yet"),
         ("timer_mode = 0", "timer_mode: \"delay_for_missed_ticks\" is known to xl, not supported yet"),
+        ("tsc_mode = \"native_paravirt\"", "tsc_mode: \"native_paravirt\" is known to xl, not supported yet"),
+        ("tsc_mode = 3", "tsc_mode: \"native_paravirt\" is known to xl, not supported yet"),
+        ("tsc_mode = 4", "tsc_mode: 4 is not a whole number of 0 to 3"),
+        ("tsc_mode = \"fast\"", "tsc_mode: bad value \"fast\", expected \"default\", \"always_emulate\" or \"native\""),
         ("timer_mode = 4", "timer_mode: 4 is not a whole number of 0 to 3"),
         ("rtc_timeoffset = -99999999999", "rtc_timeoffset: -99999999999 is not a whole number of 0 to 2147483647"),
         ("serial = [1]", "serial: must be a list of strings, not a list of other values"),

@@ -14,7 +14,7 @@ impl<P: Platform> VirtCpu<P> {
             msr::IA32_APIC_BASE => Ok(self.apic.base_msr()),
             msr::IA32_TSC_DEADLINE => Ok(self.apic.tsc_deadline()),
             pvclock::WALL_CLOCK | pvclock::SYSTEM_TIME => Ok(self.pvclock.read(index)),
-            _ => self.msrs.read(&self.hw, &self.cpuid, cx.platform.tsc(), index),
+            _ => self.msrs.read(&self.hw, &self.cpuid, || self.tsc_counter(cx), index),
         };
         match value {
             Ok(value) => self.hw.complete(Resume::MsrRead(value)),
@@ -48,7 +48,9 @@ impl<P: Platform> VirtCpu<P> {
             }
             pvclock::WALL_CLOCK | pvclock::SYSTEM_TIME => self.pvclock_write(cx, index, value),
             _ => {
-                let result = self.msrs.write(&mut self.hw, &self.cpuid, cx.platform.tsc(), index, value);
+                let mode = self.tsc_mode;
+                let counter = || mode.counter(&cx.clock, cx.platform.tsc());
+                let result = self.msrs.write(&mut self.hw, &self.cpuid, counter, index, value);
                 if matches!(index, msr::IA32_TIME_STAMP_COUNTER | msr::IA32_TSC_ADJUST) {
                     self.update_pvclock(cx);
                 }
@@ -88,8 +90,8 @@ impl<P: Platform> VirtCpu<P> {
     #[inline]
     fn tsc_deadline_write(&mut self, cx: &Context<'_, P>, value: u64) {
         let host_tsc = cx.platform.tsc();
-        let guest_tsc = host_tsc.wrapping_add(self.msrs.tsc_offset());
-        let effect = self.apic.set_tsc_deadline(cx.clock.at(host_tsc), guest_tsc, cx.clock.to_ns(), value);
+        let guest_tsc = self.tsc_mode.counter(&cx.clock, host_tsc).wrapping_add(self.msrs.tsc_offset());
+        let effect = self.apic.set_tsc_deadline(cx.clock.at(host_tsc), guest_tsc, self.tsc_mode.to_ns(&cx.clock), value);
         self.apic_effect(cx, effect);
     }
 

@@ -152,8 +152,8 @@ impl CpuidContext {
 }
 
 impl CpuidPolicy {
-    /// The policy for the vCPU with this APIC id in a guest of `vcpus` vCPUs.
-    pub fn new<P: Platform>(platform: &P, apic_id: u32, vcpus: u32, xcr0: &Xcr0Policy) -> Self {
+    /// The policy for the vCPU with this APIC id in a guest of `vcpus` vCPUs, whose TSC has `tsc_hz` Hz.
+    pub fn new<P: Platform>(platform: &P, apic_id: u32, vcpus: u32, xcr0: &Xcr0Policy, tsc_hz: u64) -> Self {
         let host = |leaf, subleaf| platform.cpuid(leaf, subleaf);
         let zero = host(0, 0);
         let amd = [zero.ebx, zero.edx, zero.ecx] != [0x756e_6547, 0x4965_6e69, 0x6c65_746e];
@@ -165,7 +165,7 @@ impl CpuidPolicy {
         };
         let avx = xcr0.allowed & 4 != 0;
         let avx512 = xcr0.allowed & 0xe0 == 0xe0;
-        let tsc_khz = u32::try_from(platform.tsc_hz() / 1000).unwrap_or(u32::MAX);
+        let tsc_khz = u32::try_from(tsc_hz / 1000).unwrap_or(u32::MAX);
         let max_basic = MAX_BASIC;
         let max_extended = host_extended.clamp(0x8000_0008, MAX_EXTENDED);
 
@@ -504,7 +504,7 @@ mod tests {
 
     fn policy(vcpus: u32, id: u32) -> CpuidPolicy {
         let platform = FakePlatform::new();
-        CpuidPolicy::new(&platform, id, vcpus, &Xcr0Policy::new(&platform))
+        CpuidPolicy::new(&platform, id, vcpus, &Xcr0Policy::new(&platform), 2_000_000_000)
     }
 
     const RESET: CpuidContext = CpuidContext { cr4: 0, xcr0: 1, apic_base: 0xfee0_0900 };
@@ -551,7 +551,7 @@ mod tests {
         assert_eq!(intel.leaf(0x8000_0008, 0, || RESET).ecx, 0);
 
         let platform = FakePlatform::amd();
-        let amd = CpuidPolicy::new(&platform, 2, 3, &Xcr0Policy::new(&platform));
+        let amd = CpuidPolicy::new(&platform, 2, 3, &Xcr0Policy::new(&platform), 2_000_000_000);
         assert_eq!(amd.leaf(1, 0, || RESET).ebx >> 16, 2 << 8 | 3, "three processors");
         assert_eq!(amd.leaf(0xb, 1, || RESET), intel.leaf(0xb, 1, || RESET));
         assert_eq!(amd.leaf(0x8000_0008, 0, || RESET).ecx, 2 << 12 | 2);

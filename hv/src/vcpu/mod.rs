@@ -16,9 +16,10 @@ mod smp_tests;
 mod task;
 #[cfg(test)]
 mod tests;
+mod tsc;
 mod virtual_apic;
 
-use crate::{alarm::Alarm, clock::Clock, vm::Vm};
+use crate::{alarm::Alarm, clock::Clock, config::TscMode, vm::Vm};
 use alloc::{boxed::Box, sync::Arc};
 use core::fmt;
 use devices::{interrupt::CpuSet, lapic::LocalApic};
@@ -88,6 +89,7 @@ pub struct VirtCpu<P: Platform> {
     pub(crate) cpuid: Box<CpuidPolicy>,
     pub(crate) msrs: Box<MsrState>,
     pvclock: pvclock::PvClock,
+    tsc_mode: TscMode,
     xcr0: Xcr0Policy,
     /// An interrupt or NMI window was asked for and has not come.
     window: bool,
@@ -159,6 +161,7 @@ impl<P: Platform> VirtCpu<P> {
         xcr0: Xcr0Policy,
     ) -> Self {
         hw.set_tsc_offset(msrs.tsc_offset());
+        let tsc_mode = vm.blueprint.config.tsc_mode;
         let activity = if id == 0 {
             Activity::Running
         } else {
@@ -174,6 +177,7 @@ impl<P: Platform> VirtCpu<P> {
             cpuid,
             msrs: Box::new(msrs),
             pvclock: pvclock::PvClock::default(),
+            tsc_mode,
             xcr0,
             window: false,
             virtual_apic: false,

@@ -29,12 +29,12 @@ pub struct MsrState {
     mc_ctl: [u64; MCE_BANKS],
     /// IA32_TSC_ADJUST.
     tsc_adjust: u64,
-    /// Guest TSC = host TSC + this.
+    /// Guest TSC = the counter behind it + this.
     tsc_offset: u64,
 }
 
 impl MsrState {
-    /// The values after RESET, with MTRRs as firmware sets them. `tsc_offset`: guest TSC less host TSC, modulo 2^64.
+    /// The values after RESET, with MTRRs as firmware sets them. `tsc_offset`: guest TSC less the counter behind it, modulo 2^64.
     #[must_use]
     pub fn new(cpuid: &CpuidPolicy, hole_start: u64, tsc_offset: u64) -> Self {
         Self {
@@ -48,14 +48,14 @@ impl MsrState {
         }
     }
 
-    /// Guest TSC less host TSC, modulo 2^64.
+    /// Guest TSC less the counter behind it (the host's TSC, usually), modulo 2^64.
     #[inline]
     #[must_use]
     pub const fn tsc_offset(&self) -> u64 {
         self.tsc_offset
     }
 
-    /// The host TSC value at which the guest's TSC was zero, or would have been without the guest's writes to it. The same for all vCPUs.
+    /// The counter's value at which the guest's TSC was zero, or would have been without the guest's writes to it. The same for all vCPUs.
     #[must_use]
     pub const fn tsc_origin(&self) -> u64 {
         self.tsc_adjust.wrapping_sub(self.tsc_offset)
@@ -79,11 +79,11 @@ impl MsrState {
         allowed
     }
 
-    /// RDMSR of any MSR but the LAPIC's. `host_tsc`: the host's TSC now.
-    pub fn read<V: Vcpu>(&self, vcpu: &V, cpuid: &CpuidPolicy, host_tsc: u64, index: u32) -> Result<u64, Gp> {
+    /// RDMSR of any MSR but the LAPIC's. `counter`: what is behind the guest's TSC, now.
+    pub fn read<V: Vcpu>(&self, vcpu: &V, cpuid: &CpuidPolicy, counter: impl FnOnce() -> u64, index: u32) -> Result<u64, Gp> {
         Ok(match index {
             msr::IA32_EFER => vcpu.efer(),
-            msr::IA32_TIME_STAMP_COUNTER => host_tsc.wrapping_add(self.tsc_offset),
+            msr::IA32_TIME_STAMP_COUNTER => counter().wrapping_add(self.tsc_offset),
             msr::IA32_TSC_ADJUST => self.tsc_adjust,
             msr::IA32_TSC_AUX if !cpuid.has_tsc_aux() => return Err(Gp),
             msr::IA32_PAT
@@ -129,7 +129,14 @@ impl MsrState {
     }
 
     /// WRMSR of any MSR but the LAPIC's.
-    pub fn write<V: Vcpu>(&mut self, vcpu: &mut V, cpuid: &CpuidPolicy, host_tsc: u64, index: u32, value: u64) -> Result<(), Gp> {
+    pub fn write<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        cpuid: &CpuidPolicy,
+        counter: impl FnOnce() -> u64,
+        index: u32,
+        value: u64,
+    ) -> Result<(), Gp> {
         match index {
             msr::IA32_EFER => {
                 let now = control_state(vcpu);
@@ -138,7 +145,7 @@ impl MsrState {
             }
             msr::IA32_TIME_STAMP_COUNTER => {
                 // A write to the TSC moves TSC_ADJUST by the same amount (SDM vol. 3B, 18.17.3).
-                let offset = value.wrapping_sub(host_tsc);
+                let offset = value.wrapping_sub(counter());
                 let delta = offset.wrapping_sub(self.tsc_offset);
                 self.tsc_adjust = self.tsc_adjust.wrapping_add(delta);
                 self.set_tsc_offset(vcpu, offset);
@@ -260,7 +267,7 @@ mod tests {
 
     fn setup() -> (FakeVcpu, CpuidPolicy, MsrState) {
         let platform = FakePlatform::new();
-        let cpuid = CpuidPolicy::new(&platform, 0, 1, &Xcr0Policy::new(&platform));
+        let cpuid = CpuidPolicy::new(&platform, 0, 1, &Xcr0Policy::new(&platform), 2_000_000_000);
         let state = MsrState::new(&cpuid, 0x8000_0000, 0u64.wrapping_sub(1000));
         (FakeVcpu::new(&[]), cpuid, state)
     }
@@ -269,20 +276,20 @@ mod tests {
     fn unknown_msrs_fault() {
         let (mut vcpu, cpuid, mut state) = setup();
         for index in [0x3a, 0x480, 0xda0, 0xc001_0114, 0xc001_0117, 0x1_2345, 0x4b56_4d02] {
-            assert_eq!(state.read(&vcpu, &cpuid, 0, index), Err(Gp), "{index:#x}");
-            assert_eq!(state.write(&mut vcpu, &cpuid, 0, index, 0), Err(Gp), "{index:#x}");
+            assert_eq!(state.read(&vcpu, &cpuid, || 0, index), Err(Gp), "{index:#x}");
+            assert_eq!(state.write(&mut vcpu, &cpuid, || 0, index, 0), Err(Gp), "{index:#x}");
         }
     }
 
     #[test]
     fn tsc_and_tsc_adjust_move_together() {
         let (mut vcpu, cpuid, mut state) = setup();
-        assert_eq!(state.read(&vcpu, &cpuid, 5000, msr::IA32_TIME_STAMP_COUNTER), Ok(4000));
-        state.write(&mut vcpu, &cpuid, 5000, msr::IA32_TIME_STAMP_COUNTER, 10_000).unwrap();
-        assert_eq!(state.read(&vcpu, &cpuid, 5001, msr::IA32_TIME_STAMP_COUNTER), Ok(10_001));
-        assert_eq!(state.read(&vcpu, &cpuid, 0, msr::IA32_TSC_ADJUST), Ok(6000));
-        state.write(&mut vcpu, &cpuid, 0, msr::IA32_TSC_ADJUST, 0).unwrap();
-        assert_eq!(state.read(&vcpu, &cpuid, 5000, msr::IA32_TIME_STAMP_COUNTER), Ok(4000));
+        assert_eq!(state.read(&vcpu, &cpuid, || 5000, msr::IA32_TIME_STAMP_COUNTER), Ok(4000));
+        state.write(&mut vcpu, &cpuid, || 5000, msr::IA32_TIME_STAMP_COUNTER, 10_000).unwrap();
+        assert_eq!(state.read(&vcpu, &cpuid, || 5001, msr::IA32_TIME_STAMP_COUNTER), Ok(10_001));
+        assert_eq!(state.read(&vcpu, &cpuid, || 0, msr::IA32_TSC_ADJUST), Ok(6000));
+        state.write(&mut vcpu, &cpuid, || 0, msr::IA32_TSC_ADJUST, 0).unwrap();
+        assert_eq!(state.read(&vcpu, &cpuid, || 5000, msr::IA32_TIME_STAMP_COUNTER), Ok(4000));
         assert_eq!(vcpu.tsc_offset, 0u64.wrapping_sub(1000), "the CPU got the offset");
     }
 
@@ -297,7 +304,7 @@ mod tests {
             (0x401, 1),
             (0x400 + 4 * 10, 0),
         ] {
-            assert_eq!(state.write(&mut vcpu, &cpuid, 0, index, value), Err(Gp), "{index:#x}");
+            assert_eq!(state.write(&mut vcpu, &cpuid, || 0, index, value), Err(Gp), "{index:#x}");
         }
     }
 }

@@ -77,8 +77,8 @@ impl<P: Platform> VirtCpu<P> {
         // flag below rules out.
         let origin = self.msrs.tsc_origin();
         let guest_tsc = origin.wrapping_add(self.msrs.tsc_offset());
-        let system_time = cx.clock.at(origin).since(self.vm.started).0;
-        let (mul, shift) = scale(cx.clock.tsc_hz());
+        let system_time = self.tsc_mode.time_of(&cx.clock, origin).since(self.vm.started).0;
+        let (mul, shift) = scale(self.tsc_mode.hz(cx.clock.tsc_hz()));
         // An odd version while the page changes; readers retry. An error is impossible: the address was checked, and RAM never moves.
         let old = self.vm.memory.read_u32(at).unwrap_or(0);
         let version = (old | 1).wrapping_add(1);

@@ -85,7 +85,7 @@ impl<P: Platform> VirtCpu<P> {
             Exit::Xsetbv { index, value } => self.xsetbv(index, value),
             Exit::UndefinedInstruction => self.fault(Exception::UD),
             Exit::Rdpmc { .. } => self.fault(Exception::GP),
-            Exit::Rdtsc => self.hw.complete(Resume::Tsc(cx.platform.tsc().wrapping_add(self.msrs.tsc_offset()))),
+            Exit::Rdtsc => self.hw.complete(Resume::Tsc(self.tsc_counter(cx).wrapping_add(self.msrs.tsc_offset()))),
             Exit::Exception(exception) => self.fault(exception),
             Exit::InterruptWindow | Exit::NmiWindow => {}
             Exit::HostInterrupt => return self.host_interrupt(cx),

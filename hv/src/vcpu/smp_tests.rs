@@ -47,13 +47,18 @@ fn rdmsr(cpu: &mut VirtCpu<FakePlatform>, cx: &Context<'_, FakePlatform>, index:
 impl Rig {
     /// A guest of as many vCPUs as there are scripts, all in x2APIC mode.
     fn new(scripts: &[&[Exit]]) -> Self {
+        Self::configured(scripts, "", 1_000_000_000)
+    }
+
+    /// With more lines of configuration, on a host whose TSC has `tsc_hz` Hz.
+    fn configured(scripts: &[&[Exit]], more: &str, tsc_hz: u64) -> Self {
         let platform: &'static FakePlatform = Box::leak(Box::new(FakePlatform::new()));
         platform.scripts.lock().unwrap().extend(scripts.iter().map(|s| s.to_vec()));
-        let text = alloc::format!("name = \"g\"\nmemory = 4\nkernel = \"k\"\nvcpus = {}\n", scripts.len());
+        let text = alloc::format!("name = \"g\"\nmemory = 4\nkernel = \"k\"\nvcpus = {}\n{more}", scripts.len());
         let config = config::parse("g.cfg", &text).unwrap();
         let modules = [Module { name: "k", args: "", data: kernel() }];
         let blueprint = Arc::new(Blueprint::new(config, &modules).unwrap());
-        let clock = Clock::new(platform.tsc.load(Ordering::Relaxed), 1_000_000_000);
+        let clock = Clock::new(platform.tsc.load(Ordering::Relaxed), tsc_hz);
         let (_, vcpus) = Vm::build(platform, &clock, &Arc::new(Console::default()), &blueprint, 1).unwrap();
         for vcpu in &vcpus {
             vcpu.apic.set_base_msr(vcpu.apic.base_msr() | 1 << 10, 40).unwrap();
@@ -210,4 +215,39 @@ fn clock_pages_count_from_the_same_point() {
     assert_eq!(tsc(&pages[2]), tsc(&pages[0]) + (1 << 40));
     assert_eq!(pages[2][12..], pages[0][12..]);
     assert_eq!(rig.vcpus[0].vm.memory.read_u32(Gpa(0x3000)).unwrap() & 1, 0, "complete");
+}
+
+/// With `tsc_mode = "always_emulate"` the guest's TSC is nanoseconds, wherever it shows: in RDTSC, its MSRs, CPUID, the clock page and the
+/// deadline timer.
+#[test]
+fn an_emulated_tsc_counts_nanoseconds() {
+    let mut rig = Rig::configured(&[&[Exit::Rdtsc]], "tsc_mode = \"always_emulate\"\n", 4_000_000_000);
+    let origin = rig.clock.origin();
+    rig.platform.tsc.store(origin + 4_000_000, Ordering::Relaxed);
+    let near = |resume: Resume, want: u64| match resume {
+        Resume::Tsc(value) | Resume::MsrRead(value) => assert!(value.abs_diff(want) <= 1, "{value}, not {want}"),
+        other => panic!("{other:?}"),
+    };
+    rig.with(0, |vcpu, cx| {
+        let _ = vcpu.run(cx);
+        near(*vcpu.hw.resumes.first().unwrap(), 1_000_000);
+        near(rdmsr(vcpu, cx, msr::IA32_TIME_STAMP_COUNTER), 1_000_000);
+        wrmsr(vcpu, cx, msr::IA32_TIME_STAMP_COUNTER, 7_000_000);
+        near(rdmsr(vcpu, cx, msr::IA32_TSC_ADJUST), 6_000_000);
+        let context = || crate::vcpu::CpuidContext { cr4: 0, xcr0: 0, apic_base: 0 };
+        assert_eq!(vcpu.cpuid.leaf(0x4000_0010, 0, context).eax, 1_000_000);
+        // Mode TSC-deadline in the LVT, then half a millisecond from now.
+        wrmsr(vcpu, cx, msr::X2APIC_BASE + 0xf, 0x1ff);
+        wrmsr(vcpu, cx, msr::X2APIC_BASE + 0x32, 0x4_00ec);
+        wrmsr(vcpu, cx, msr::IA32_TSC_DEADLINE, 7_500_000);
+        let deadline = vcpu.apic.deadline().unwrap().0;
+        // Rounded up: never early.
+        assert!((1_500_000..1_500_004).contains(&deadline), "{deadline}");
+        wrmsr(vcpu, cx, pvclock::SYSTEM_TIME, 0x3001);
+    });
+    let mut page = [0; 28];
+    x86defs::GuestMemory::read(&*rig.vcpus[0].vm.memory, Gpa(0x3004), &mut page).unwrap();
+    let word = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().unwrap());
+    assert_eq!((word(4).abs_diff(6_000_000) <= 1, word(12)), (true, 0), "TSC at the guest's start, which is zero of its time");
+    assert_eq!((&page[20..24], page[24]), (&[0, 0, 0, 0x80][..], 1), "a nanosecond a tick");
 }

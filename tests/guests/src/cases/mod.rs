@@ -28,6 +28,7 @@ pub const ALL: &[Case] = &[
     ("msr-policy", cpu::msr_policy),
     ("msr-state", cpu::msr_state),
     ("tsc", cpu::tsc),
+    ("tsc-emulated", timers::tsc_emulated),
     ("control-registers", cpu::control_registers),
     ("vector-state", cpu::vector_state),
     ("multiboot-info", loaders::multiboot1),

@@ -2,7 +2,7 @@
 
 use crate::rt::{
     BootInfo, apic, check, check_eq,
-    cpu::{self},
+    cpu::{self, cpuid},
     inb, interrupts, on_interrupt, outb, pic, rdmsr, rdtsc,
     time::{self, PIT_HZ, PM_HZ, near, pit_count, pit_set, tsc_hz},
     wrmsr,
@@ -143,6 +143,31 @@ pub fn tsc_deadline(_: &BootInfo) {
     check_eq!(interrupts::count(VECTOR), 11, "disarmed");
     apic::write(apic::reg::TIMER_INITIAL, 1000);
     check_eq!(apic::read(apic::reg::TIMER_CURRENT), 0, "the initial count is ignored in this mode");
+}
+
+/// With `tsc_mode = "always_emulate"`, RDTSC and RDTSCP exit, and the TSC has 1 GHz. All that has to do with it follows: its MSRs and the rate
+/// in CPUID.
+pub fn tsc_emulated(info: &BootInfo) {
+    check_eq!(tsc_hz(), 1_000_000_000, "CPUID says 1 GHz");
+    // The CPU's own RDTSC takes a few instructions; no exit is as short.
+    let quickest = (0..20).map(|_| (rdtsc(), rdtsc())).map(|(a, b)| b - a).min();
+    check!(quickest.is_some_and(|ticks| ticks > 100), "RDTSC exits: {quickest:?} ticks between two");
+    if cpuid(0x8000_0001, 0)[3] & 1 << 27 != 0 {
+        wrmsr(0xc000_0103, 0x1234_5678);
+        let (before, (tsc, aux), after) = (rdtsc(), cpu::rdtscp(), rdtsc());
+        check!(before < tsc && tsc < after, "RDTSCP {tsc} between {before} and {after}");
+        check_eq!(aux, 0x1234_5678, "TSC_AUX");
+        let quickest = (0..20).map(|_| (cpu::rdtscp().0, cpu::rdtscp().0)).map(|(a, b)| b - a).min();
+        check!(quickest.is_some_and(|ticks| ticks > 100), "RDTSCP exits: {quickest:?} ticks between two");
+    }
+    super::cpu::tsc(info);
+    // TSC and PM timer, over 5 ms.
+    let (before, first, start) = (rdtsc(), time::pm(), rdtsc());
+    time::spin_us(5000);
+    let (end, last, after) = (rdtsc(), time::pm(), rdtsc());
+    let ticks = u64::from(last.wrapping_sub(first));
+    let (low, high) = (ticks_of(PM_HZ, end - start), ticks_of(PM_HZ, after - before));
+    check!((low.saturating_sub(2)..high + 3).contains(&ticks), "{ticks} of the PM timer, {low} to {high} by the TSC");
 }
 
 /// The RTC's periodic interrupt through the 8259 (MC146818: 1024 Hz).

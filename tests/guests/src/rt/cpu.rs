@@ -32,6 +32,14 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     [r.eax, r.ebx, r.ecx, r.edx]
 }
 
+/// TSC and TSC_AUX. Only where CPUID has RDTSCP.
+pub fn rdtscp() -> (u64, u32) {
+    let (low, high, aux): (u64, u64, u64);
+    // SAFETY: reads two registers.
+    unsafe { asm!("rdtscp", out("rax") low, out("rdx") high, out("rcx") aux, options(nomem, nostack, preserves_flags)) };
+    (high << 32 | low, aux as u32)
+}
+
 pub fn rdmsr(index: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: reading an MSR changes nothing; a #GP goes to the handler.
