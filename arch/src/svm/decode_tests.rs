@@ -183,6 +183,7 @@ fn instruction_lengths() {
         (exit_code::VMMCALL, &[0x0f, 0x01], true, None),
         (exit_code::XSETBV, &[0x0f, 0x01, 0xd1], true, Some((3, Gpr::Rax))),
         (exit_code::RDTSCP, &[0x0f, 0x01, 0xf9], true, Some((3, Gpr::Rax))),
+        (exit_code::RDTSC, &[0x0f, 0x31], true, Some((2, Gpr::Rax))),
         (exit_code::WBINVD, &[0xf3, 0x0f, 0x09], true, Some((3, Gpr::Rax))),
         (exit_code::CR0_WRITE + 8, &[0x44, 0x0f, 0x22, 0xc3], true, Some((4, Gpr::Rbx))),
         (exit_code::CR0_READ + 8, &[0x45, 0x0f, 0x20, 0xc1], true, Some((4, Gpr::R9))),

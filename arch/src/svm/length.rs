@@ -76,6 +76,14 @@ impl LengthCache {
     }
 }
 
+/// True if the instruction at RIP is RDTSCP.
+#[cold]
+pub fn is_rdtscp(save: &Save, memory: &GuestRam) -> bool {
+    let long = long_code(save);
+    let mut bytes = [0; 15];
+    decode::measure(exit_code::RDTSCP, fetch(save, memory, long, &mut bytes), long).is_some()
+}
+
 /// RIP after the far CALL or JMP, IRET or INT n at RIP, outside of 64-bit code.
 #[cold]
 #[must_use]

@@ -401,10 +401,19 @@ impl SvmVcpu {
         }
     }
 
+    fn is_rdtscp(&self) -> bool {
+        match self.vmcb.control.exit_code as u32 {
+            exit_code::RDTSCP => true,
+            // QEMU 7.2, which does not say where instructions end, reports it as RDTSC.
+            exit_code::RDTSC if self.assists == Assists::None => length::is_rdtscp(&self.vmcb.save, &self.memory),
+            _ => false,
+        }
+    }
+
     #[inline(always)]
     pub(super) fn finish(&mut self, resume: Resume) {
-        // RDTSCP also reads TSC_AUX.
-        if matches!(resume, Resume::Tsc(_)) && self.vmcb.control.exit_code == u64::from(exit_code::RDTSCP) {
+        if matches!(resume, Resume::Tsc(_)) && self.is_rdtscp() {
+            // It reads TSC_AUX as well.
             self.frame.gprs[Gpr::Rcx] = self.lazy.tsc_aux().unwrap_or(0) & 0xffff_ffff;
         }
         complete(self, resume);

@@ -35,7 +35,7 @@ pub enum Key {
 }
 
 impl Key {
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Name,
         Self::Type,
         Self::Memory,
