@@ -196,13 +196,17 @@ fn nmi_is_injected_once() {
 #[test]
 fn two_nmis_at_once_are_two_and_those_within_one_are_one() {
     let mut rig = Rig::new(&[Exit::CacheFlush, Exit::CacheFlush]);
-    (0..3).for_each(|_| drop(rig.vcpu.apic.post_nmi()));
+    for _ in 0..3 {
+        rig.vcpu.apic.post_nmi();
+    }
     let _ = rig.answers();
     assert_eq!(rig.vcpu.hw.nmis, 2);
 
     let mut rig = Rig::new(&[Exit::CacheFlush, Exit::CacheFlush]);
     rig.vcpu.hw.in_nmi = true;
-    (0..3).for_each(|_| drop(rig.vcpu.apic.post_nmi()));
+    for _ in 0..3 {
+        rig.vcpu.apic.post_nmi();
+    }
     let _ = rig.answers();
     assert!(rig.vcpu.hw.nmi_window);
     assert!(rig.vcpu.apic.take_nmi());
