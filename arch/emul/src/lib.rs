@@ -11,7 +11,8 @@
 //!
 //! All memory operands of an instruction are translated before the first is touched, so that no device access is lost to a page
 //! fault (only what was read can make a later fault: a selector, a branch target, a divisor). Registers and flags are committed
-//! last, so a fault leaves the guest as if the instruction had not started; a REP string has done whole iterations.
+//! last, so a fault leaves the guest as if the instruction had not started; a REP string has done whole iterations, and a nested
+//! ENTER may have written below the stack pointer.
 //!
 //! The manual is Intel's "64 and IA-32 Architectures Software Developer's Manual", order number 325462-083 ("SDM"), and, where
 //! the vendors differ, AMD's "AMD64 Architecture Programmer's Manual", 24592/24593/24594 of 2023 ("APM").
