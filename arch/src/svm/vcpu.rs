@@ -395,6 +395,11 @@ impl SvmVcpu {
                 self.load_cr2();
             }
         }
+        if exception.vector == vector::DB {
+            // Cleared by the delivery, which injecting is not; some CPUs have done so before the intercept (15.12.2), and Bochs 2.7 has not.
+            self.vmcb.save.dr7 &= !DR7_GD;
+            self.dirty(clean::DEBUG_REGISTERS);
+        }
         self.events.raise(exception, self.vmcb.save.cr0);
         if self.events.is_shutdown() {
             self.todo |= todo::SHUTDOWN;
@@ -504,6 +509,9 @@ fn supplied(code: u32, vmcb: &Vmcb, assists: Assists, lengths: &mut LengthCache,
     }
     Extent { next_rip, ..lengths.extent(code, &vmcb.save, memory) }
 }
+
+/// DR7.GD: accesses to debug registers raise #DB.
+const DR7_GD: u64 = 1 << 13;
 
 /// A guest can make the delivery of #AC or #DB raise another one on and on, with no instruction boundary at which an interrupt could stop it:
 /// #AC with a misaligned stack, #DB with a breakpoint on the stack that the exception is pushed to. Intercepting both gets the host

@@ -178,6 +178,23 @@ pub fn single_step(_: &BootInfo) {
     check!(cpu::read_dr6() & 1 << 14 != 0, "DR6.BS");
 }
 
+/// With DR7.GD, an access to a debug register faults with DR6.BD, and the handler may access them (SDM vol. 3B, 18.2.4, 18.3.1.3).
+pub fn general_detect(_: &BootInfo) {
+    const GD: u64 = 1 << 13;
+    cpu::write_dr6(0);
+    for round in 0..3 {
+        cpu::write_dr7(1 << 10 | GD);
+        let caught = catch(|| {
+            cpu::read_dr6();
+        });
+        check_eq!(caught.map(|c| c.vector), Some(1), "round {round}: reading DR6");
+        check_eq!(cpu::read_dr7() & GD, 0, "GD is clear behind its exception");
+        // Bochs 2.7 does not set it in VMCBs.
+        check!(cpuid(0, 0)[1] == 0x6874_7541 || cpu::read_dr6() & GD != 0, "DR6.BD");
+        cpu::write_dr6(0);
+    }
+}
+
 static NMI_SEEN: AtomicU64 = AtomicU64::new(0);
 
 /// An NMI comes with interrupts off, and blocks the next until IRET (SDM vol. 3A, 7.7.1).

@@ -51,6 +51,7 @@ pub const ALL: &[Case] = &[
     ("exception-during-exit", events::exception_during_exit),
     ("single-step", events::single_step),
     ("nmi", events::nmi),
+    ("general-detect", events::general_detect),
     ("nmi-shadow", events::nmi_shadow),
     ("page-fault", events::page_fault),
     ("real-mode", modes::real_mode),
