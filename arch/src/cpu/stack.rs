@@ -4,8 +4,8 @@ use super::percpu;
 use core::cell::UnsafeCell;
 use x86defs::PAGE_SIZE;
 
-/// Bytes of the stack that a CPU runs on.
-pub const BOOT_SIZE: usize = 64 * 1024;
+/// Bytes of the stack that a CPU runs on. The deepest way, restarting a guest from the shell, takes about half of them.
+pub const BOOT_SIZE: usize = 96 * 1024;
 /// Bytes of each interrupt stack. A crash report is printed on one of them.
 pub const IST_SIZE: usize = 16 * 1024;
 

@@ -140,7 +140,23 @@ impl LocalApic {
     /// on from LINT0 ("virtual wire mode") and takes NMIs from LINT1; the others are as after INIT.
     #[must_use]
     pub fn new(id: u32, bsp: bool) -> Self {
-        let apic = Self {
+        let apic = Self::blank(id, bsp);
+        apic.set_up(bsp);
+        apic
+    }
+
+    /// The same, where it stays: built there, because it is too large to be moved across stacks.
+    #[inline(never)]
+    #[must_use]
+    pub fn new_shared(id: u32, bsp: bool) -> Arc<Self> {
+        let apic = Arc::new(Self::blank(id, bsp));
+        apic.set_up(bsp);
+        apic
+    }
+
+    #[inline(always)]
+    fn blank(id: u32, bsp: bool) -> Self {
+        Self {
             page: ApicPage::new(),
             requests: core::array::from_fn(|_| AtomicU32::new(0)),
             state: AtomicU32::new(0),
@@ -152,21 +168,16 @@ impl LocalApic {
             errors: AtomicU32::new(0),
             lines: AtomicU32::new(0),
             timer: Timer::new(),
-        };
-        apic.reset();
-        if bsp {
-            apic.page.set(reg::SVR, svr::ENABLE | svr::RESET);
-            apic.page.set(reg::LVT_LINT0, (DeliveryMode::ExtInt as u32) << lvt::DELIVERY_SHIFT);
-            apic.page.set(reg::LVT_LINT1, (DeliveryMode::Nmi as u32) << lvt::DELIVERY_SHIFT);
         }
-        apic
     }
 
-    /// The same, where it stays. A function of its own, because what it moves there takes a good part of a stack.
-    #[inline(never)]
-    #[must_use]
-    pub fn new_shared(id: u32, bsp: bool) -> Arc<Self> {
-        Arc::new(Self::new(id, bsp))
+    fn set_up(&self, bsp: bool) {
+        self.reset();
+        if bsp {
+            self.page.set(reg::SVR, svr::ENABLE | svr::RESET);
+            self.page.set(reg::LVT_LINT0, (DeliveryMode::ExtInt as u32) << lvt::DELIVERY_SHIFT);
+            self.page.set(reg::LVT_LINT1, (DeliveryMode::Nmi as u32) << lvt::DELIVERY_SHIFT);
+        }
     }
 
     /// Power-up or hardware reset (11.4.7.1): xAPIC mode at the default address, everything masked, software-disabled.
