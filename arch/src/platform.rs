@@ -33,6 +33,10 @@ pub trait Vendor: Send + Sync + 'static {
     fn enable(&self) -> Result<(), Self::Unsupported>;
     /// The largest pages that stage-2 tables may have.
     fn largest_page(&self) -> PageSize;
+    /// True if the CPU can virtualise local APICs at their place in memory, so that there must be a page.
+    fn wants_apic_page(&self) -> bool {
+        false
+    }
     /// CPUID of the host, less what a guest cannot have here.
     fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult;
     fn create_vcpu(&self, memory: &Arc<GuestRam>, config: &VcpuConfig) -> Result<Self::Vcpu, CreateError>;
@@ -76,6 +80,9 @@ impl Vendor for Vmx {
     fn largest_page(&self) -> PageSize {
         Vmx::largest_page(self)
     }
+    fn wants_apic_page(&self) -> bool {
+        self.controls().virtual_xapic
+    }
     fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult {
         self.filter_cpuid(leaf, subleaf, cpu::cpuid(leaf, subleaf))
     }
@@ -115,7 +122,11 @@ impl<V: Vendor> Platform for Machine<V> {
         self.vendor.cpuid(leaf, subleaf)
     }
     fn create_memory(&self, ranges: &[RamRange]) -> Result<GuestRam, CreateError> {
-        GuestRam::new(V::STAGE2, ranges, self.vendor.largest_page())
+        let mut memory = GuestRam::new(V::STAGE2, ranges, self.vendor.largest_page())?;
+        if self.vendor.wants_apic_page() {
+            memory.map_apic_page()?;
+        }
+        Ok(memory)
     }
     fn create_vcpu(&self, memory: &Arc<GuestRam>, config: &VcpuConfig) -> Result<V::Vcpu, CreateError> {
         self.vendor.create_vcpu(memory, config)

@@ -28,4 +28,4 @@ pub use memory::{GuestMemory, GuestMemoryExt, OutsideRam, RamRange};
 pub use platform::{Attention, CreateError, Platform, VcpuConfig, VirtFeature};
 pub use regs::{Cr0, Cr4, DescriptorTable, Efer, Gpr, Gprs, Rflags, Segment, SegmentAttributes, SegmentRegister};
 pub use time::{Duration, Rate, Time, TimeSource};
-pub use vcpu::{Owner, UnknownMsr, Vcpu, VcpuState, VirtualApicPage};
+pub use vcpu::{ApicAccess, LOCAL_APIC, Owner, UnknownMsr, Vcpu, VcpuState, VirtualApicPage};

@@ -3,7 +3,7 @@
 use core::sync::atomic::AtomicU32;
 
 use crate::{
-    Cr0, DescriptorTable, Efer, Exception, Exit, Gpr, Gprs, Resume, Segment, SegmentRegister, TaskSwitch, paging::PagingContext,
+    Cr0, DescriptorTable, Efer, Exception, Exit, Gpa, Gpr, Gprs, Resume, Segment, SegmentRegister, TaskSwitch, paging::PagingContext,
 };
 
 /// The architectural state of a vCPU as plain data: set at INIT and at start, read for dumps, later saved and migrated.
@@ -83,6 +83,18 @@ pub trait VirtualApicPage: Send + Sync {
     /// The page, 4-KiB aligned, which stays where it is for as long as its owner lives. The CPU reads and writes it by itself.
     fn registers(&self) -> &[AtomicU32; 1024];
 }
+
+/// How a guest reaches a local APIC that the CPU virtualises.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ApicAccess {
+    /// xAPIC mode, with the register page at [`LOCAL_APIC`].
+    Memory,
+    /// x2APIC mode.
+    Msrs,
+}
+
+/// Where local APICs have their register page, unless they are told otherwise (SDM vol. 3A, 11.4.1).
+pub const LOCAL_APIC: Gpa = Gpa(0xfee0_0000);
 
 /// The vendor layer does not hold this MSR.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -195,13 +207,15 @@ pub trait Vcpu: Send {
 
     /// True if some CPU of this vendor can virtualise local APICs; if not, nothing of it needs to be compiled.
     const CAN_VIRTUALISE_APIC: bool = false;
-    /// True if this vCPU's can be virtualised by the CPU: in x2APIC mode, the guest then reads and writes the page by itself where that is enough,
-    /// keeps TPR (and CR8), does EOI and interrupts itself without an exit. The rest is as without: exits by RDMSR and WRMSR.
-    fn can_virtualise_apic(&self) -> bool {
+    /// True if this vCPU's can be virtualised by the CPU: the guest then reads and writes the page by itself where that is enough, keeps TPR (and
+    /// CR8), does EOI and interrupts itself without an exit. The rest is as without: exits by RDMSR and WRMSR, or stage-2 faults.
+    fn can_virtualise_apic(&self, _access: ApicAccess) -> bool {
         false
     }
     /// Starts, with the highest vector in service (0: none), or stops that. No vector is requested then.
-    fn virtualise_apic(&mut self, _in_service: Option<u8>) {}
+    fn virtualise_apic(&mut self, _start: Option<(ApicAccess, u8)>) {}
+    /// The highest vector in service has changed behind the CPU's back.
+    fn set_in_service(&mut self, _vector: u8) {}
     /// The highest vector that the page's IRR requests; 0: none. The CPU delivers it and those behind it when the guest can take them.
     fn request_virtual_interrupt(&mut self, _vector: u8) {}
     /// The vectors whose EOI must end in [`Exit::VirtualEoi`].

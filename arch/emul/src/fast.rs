@@ -25,15 +25,13 @@ mod kind {
     pub(super) const SIGN_EXTEND: u8 = 1 << 5;
     /// The accumulator and an absolute address instead of ModRM.
     pub(super) const ABSOLUTE: u8 = 1 << 6;
-    /// None of the above: a prefix, the escape byte, or nothing for this file.
+    /// None of the above: nothing for this file, or no opcode.
     pub(super) const SPECIAL: u8 = 1 << 7;
-    pub(super) const PREFIX: u8 = SPECIAL | 1;
-    pub(super) const ESCAPE: u8 = SPECIAL | 2;
 }
 
-/// First bytes.
+/// First bytes of opcodes.
 const ONE_BYTE: [u8; 256] = {
-    use kind::{ABSOLUTE, BYTE, BYTE_REGISTER, ESCAPE, IMMEDIATE, PREFIX, SPECIAL, STORE};
+    use kind::{ABSOLUTE, BYTE, BYTE_REGISTER, IMMEDIATE, SPECIAL, STORE};
     let mut table = [SPECIAL; 256];
     table[0x88] = STORE | BYTE | BYTE_REGISTER;
     table[0x89] = STORE;
@@ -45,14 +43,6 @@ const ONE_BYTE: [u8; 256] = {
     table[0xa3] = ABSOLUTE | STORE;
     table[0xc6] = STORE | BYTE | IMMEDIATE;
     table[0xc7] = STORE | IMMEDIATE;
-    table[0x0f] = ESCAPE;
-    table[0x66] = PREFIX;
-    table[0x67] = PREFIX;
-    let mut rex = 0x40;
-    while rex <= 0x4f {
-        table[rex] = PREFIX;
-        rex += 1;
-    }
     table
 };
 
@@ -67,56 +57,32 @@ const fn two_byte(opcode: u8) -> u8 {
     }
 }
 
-/// Prefixes and opcode.
-#[derive(Clone, Copy)]
-struct Head {
-    /// The bytes from the ModRM byte on; at least two.
-    rest: u64,
-    /// Bytes before `rest`.
-    at: usize,
+/// No register.
+const NONE: u8 = 0xff;
+
+/// A plain access, understood: what it does with which registers. Says nothing about where it stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Plain {
     kind: u8,
     rex: u8,
+    /// Of the register.
     operand: Width,
+    /// Of the memory.
+    width: Width,
+    /// The register, unless the source is an immediate.
+    number: u8,
+    /// Of the instruction, in bytes.
+    length: u8,
+    /// [`NONE`]: none.
+    base: u8,
+    index: u8,
+    scale: u8,
+    /// The displacement is from the next instruction.
+    relative: bool,
     /// 32-bit addresses.
     narrow: bool,
-}
-
-/// A head with prefixes, in the order in which assemblers emit them, or an escape byte.
-#[inline]
-fn long_head<const LONG: bool>(mut rest: u64) -> Option<Head> {
-    let mut head = Head { rest, at: 0, kind: 0, rex: 0, operand: Width::Dword, narrow: !LONG };
-    let mut take = |wanted: bool| {
-        if wanted {
-            rest >>= 8;
-            head.at += 1;
-        }
-        rest as u8
-    };
-    let mut byte = take(false);
-    if byte == 0x66 {
-        head.operand = Width::Word;
-        byte = take(true);
-    }
-    if LONG {
-        if byte == 0x67 {
-            head.narrow = true;
-            byte = take(true);
-        }
-        if byte & 0xf0 == 0x40 {
-            head.rex = byte;
-            if byte & 8 != 0 {
-                head.operand = Width::Qword;
-            }
-            byte = take(true);
-        }
-    }
-    head.kind = if byte == 0x0f { two_byte(take(true)) } else { ONE_BYTE[usize::from(byte)] };
-    if head.kind & kind::SPECIAL != 0 {
-        return None;
-    }
-    take(true);
-    head.rest = rest;
-    Some(head)
+    displacement: u64,
+    immediate: u64,
 }
 
 /// Four bytes at `at`, sign-extended.
@@ -126,168 +92,288 @@ fn dword(bytes: &[u8; 16], at: usize) -> Option<u64> {
     Some(i32::from_le_bytes(*raw) as u64)
 }
 
-/// Where the memory operand is.
-struct Target {
-    offset: u64,
-    /// By ESP or EBP. Says nothing in 64-bit code, where it does not matter.
-    stack: bool,
-    immediate: u64,
-    /// Of the instruction.
-    length: usize,
-}
-
-/// The target of an instruction with a ModRM byte, which does not name a register.
-#[inline(always)]
-fn by_modrm<const LONG: bool>(head: &Head, cpu: &impl Cpu, bytes: &[u8; 16], rip: u64, width: Width) -> Option<Target> {
-    let modrm = head.rest as u8;
-    let mode = modrm >> 6;
-    let mut length = head.at + 1;
-    let mut base = modrm & 7;
-    let mut offset = 0;
-    let mut immediate = 0;
-    let tail = if head.kind & kind::IMMEDIATE == 0 {
-        0
-    } else if width == Width::Qword {
-        4
-    } else {
-        width.bytes()
-    };
-    if base == 4 {
-        let sib = (head.rest >> 8) as u8;
-        length += 1;
-        let index = sib >> 3 & 7 | (head.rex & 2) << 2;
-        if index != 4 {
-            offset = cpu.gpr(gpr(index)) << (sib >> 6);
+impl Plain {
+    /// Understands the instruction that `bytes` begin with, in 64-bit code if `long` and in 32-bit code if not. `None` if it is none of these.
+    #[must_use]
+    pub fn decode(bytes: &[u8; 16], long: bool) -> Option<Self> {
+        let mut at = 0;
+        let (mut operand, mut narrow, mut rex) = (Width::Dword, !long, 0);
+        // Prefixes, in the order in which assemblers emit them.
+        if bytes[at] == 0x66 {
+            operand = Width::Word;
+            at += 1;
         }
-        base = sib & 7;
-    }
-    let displacement = match mode {
-        0 => {
-            if base == 5 {
-                // No base. Without a SIB byte, it is RIP in 64-bit code.
-                length += 4;
-                if LONG && modrm & 7 == 5 {
-                    offset = rip.wrapping_add((length + tail) as u64);
+        if long {
+            if bytes[at] == 0x67 {
+                narrow = true;
+                at += 1;
+            }
+            if bytes[at] & 0xf0 == 0x40 {
+                rex = bytes[at];
+                if rex & 8 != 0 {
+                    operand = Width::Qword;
                 }
-                dword(bytes, length - 4)?
-            } else {
-                0
+                at += 1;
             }
         }
-        1 => {
-            length += 1;
-            *bytes.get(length - 1)? as i8 as u64
-        }
-        _ => {
-            length += 4;
-            dword(bytes, length - 4)?
-        }
-    };
-    offset = offset.wrapping_add(displacement);
-    let based = base != 5 || mode != 0;
-    if based {
-        offset = offset.wrapping_add(cpu.gpr(gpr(base | (head.rex & 1) << 3)));
-    }
-    if head.kind & kind::IMMEDIATE != 0 {
-        if modrm & 0x38 != 0 {
+        let kind = if bytes[at] == 0x0f {
+            at += 1;
+            two_byte(bytes[at])
+        } else {
+            ONE_BYTE[usize::from(bytes[at])]
+        };
+        if kind & kind::SPECIAL != 0 {
             return None;
         }
-        immediate = dword(bytes, length)? & width.mask();
-        length += tail;
+        at += 1;
+        let width = match kind & kind::MEMORY {
+            kind::BYTE => Width::Byte,
+            kind::WORD => Width::Word,
+            _ => operand,
+        };
+        let head = Self {
+            kind,
+            rex,
+            operand,
+            width,
+            number: 0,
+            length: at as u8,
+            base: NONE,
+            index: NONE,
+            scale: 0,
+            relative: false,
+            narrow,
+            displacement: 0,
+            immediate: 0,
+        };
+        let plain = if kind & kind::ABSOLUTE != 0 { head.absolute(bytes)? } else { head.by_modrm(bytes, long)? };
+        (usize::from(plain.length) <= MAX_INSTRUCTION).then_some(plain)
     }
-    Some(Target { offset, stack: based && base & 6 == 4, immediate, length })
-}
 
-/// The target of A0 to A3.
-#[inline]
-fn absolute(head: &Head, bytes: &[u8; 16]) -> Option<Target> {
-    let low = dword(bytes, head.at)?;
-    let (offset, size) = if head.narrow { (low, 4) } else { (low & 0xffff_ffff | dword(bytes, head.at + 4)? << 32, 8) };
-    Some(Target { offset, stack: false, immediate: 0, length: head.at + size })
-}
-
-/// Emulates the instruction if it is a plain access. Returns where the next one is; flags do not change. `mode` is what [`Cpu::mode`] answers.
-#[inline(always)]
-pub(crate) fn run<C: Cpu>(cpu: &mut C, mode: (Mode, u32), bytes: &[u8; 16]) -> Option<u64> {
-    let rest = u64::from_le_bytes(*bytes.first_chunk()?);
-    let first = ONE_BYTE[usize::from(rest as u8)];
-    // The most frequent forms have no prefix: with constants for what prefixes would say, their copy of `access` is half as long.
-    match (mode, first & kind::SPECIAL == 0) {
-        ((Mode::Long, _), true) => {
-            let head = Head { rest: rest >> 8, at: 1, kind: first, rex: 0, operand: Width::Dword, narrow: false };
-            access::<C, true>(cpu, head, bytes)
+    /// The rest of an instruction with a ModRM byte, at `length`; it does not name a register.
+    fn by_modrm(mut self, bytes: &[u8; 16], long: bool) -> Option<Self> {
+        let mut at = usize::from(self.length);
+        let modrm = *bytes.get(at)?;
+        at += 1;
+        let (mode, rm) = (modrm >> 6, modrm & 7);
+        if mode == 3 {
+            return None;
         }
-        ((Mode::Protected, 32), true) => {
-            let head = Head { rest: rest >> 8, at: 1, kind: first, rex: 0, operand: Width::Dword, narrow: true };
-            access::<C, false>(cpu, head, bytes)
-        }
-        ((Mode::Long, _), false) if rest as u8 & 0xf0 == 0x40 => {
-            // REX alone is the next most frequent.
-            let rex = rest as u8;
-            let kind = ONE_BYTE[usize::from((rest >> 8) as u8)];
-            if kind & kind::SPECIAL != 0 {
-                return prefixed::<C, true>(cpu, rest, bytes);
+        self.number = modrm >> 3 & 7 | (self.rex & 4) << 1;
+        let mut base = rm;
+        if rm == 4 {
+            let sib = *bytes.get(at)?;
+            at += 1;
+            let index = sib >> 3 & 7 | (self.rex & 2) << 2;
+            if index != 4 {
+                (self.index, self.scale) = (index, sib >> 6);
             }
-            let operand = if rex & 8 != 0 { Width::Qword } else { Width::Dword };
-            access::<C, true>(cpu, Head { rest: rest >> 16, at: 2, kind, rex, operand, narrow: false }, bytes)
+            base = sib & 7;
         }
-        ((Mode::Long, _), false) if first != kind::SPECIAL => prefixed::<C, true>(cpu, rest, bytes),
-        ((Mode::Protected, 32), false) if first != kind::SPECIAL => prefixed::<C, false>(cpu, rest, bytes),
+        let based = base != 5 || mode != 0;
+        if based {
+            self.base = base | (self.rex & 1) << 3;
+        } else {
+            // No base. Without a SIB byte, it is RIP in 64-bit code.
+            self.relative = long && rm == 5;
+        }
+        match mode {
+            0 if based => {}
+            1 => {
+                self.displacement = *bytes.get(at)? as i8 as u64;
+                at += 1;
+            }
+            _ => {
+                self.displacement = dword(bytes, at)?;
+                at += 4;
+            }
+        }
+        if self.kind & kind::IMMEDIATE != 0 {
+            if modrm & 0x38 != 0 {
+                return None;
+            }
+            self.immediate = dword(bytes, at)? & self.width.mask();
+            at += if self.width == Width::Qword { 4 } else { self.width.bytes() };
+        }
+        self.length = at as u8;
+        Some(self)
+    }
+
+    /// The rest of A0 to A3, at `length`.
+    fn absolute(mut self, bytes: &[u8; 16]) -> Option<Self> {
+        let at = usize::from(self.length);
+        let low = dword(bytes, at)?;
+        let size = if self.narrow { 4 } else { 8 };
+        self.displacement = if self.narrow { low } else { low & 0xffff_ffff | dword(bytes, at + 4)? << 32 };
+        self.length += size;
+        Some(self)
+    }
+
+    /// The operand's address within its segment.
+    fn offset(&self, cpu: &impl Cpu, next: u64) -> u64 {
+        let mut offset = self.displacement;
+        if self.base != NONE {
+            offset = offset.wrapping_add(cpu.gpr(gpr(self.base)));
+        }
+        if self.index != NONE {
+            offset = offset.wrapping_add(cpu.gpr(gpr(self.index)) << self.scale);
+        }
+        if self.relative {
+            offset = offset.wrapping_add(next);
+        }
+        if self.narrow { offset & 0xffff_ffff } else { offset }
+    }
+
+    /// True if the stack's segment is the default one. Says nothing in 64-bit code, where it does not matter.
+    const fn by_stack(&self) -> bool {
+        self.base != NONE && self.base & 6 == 4
+    }
+
+    /// RIP of the next instruction.
+    #[inline(always)]
+    const fn next(&self, rip: u64, long: bool) -> u64 {
+        let next = rip.wrapping_add(self.length as u64);
+        if long { next } else { next & 0xffff_ffff }
+    }
+
+    /// True if the instruction, at RIP, has its operand at `gpa`, as far as an address within a page can tell, and in one page.
+    #[must_use]
+    pub fn is_at(&self, cpu: &impl Cpu, gpa: Gpa, long: bool) -> bool {
+        let offset = self.offset(cpu, self.next(cpu.rip(), long));
+        (gpa.0 ^ offset).is_multiple_of(PAGE_SIZE) && self.fits(gpa)
+    }
+
+    /// True if the operand at `gpa` does not reach into the next page.
+    #[inline(always)]
+    const fn fits(&self, gpa: Gpa) -> bool {
+        gpa.0 % PAGE_SIZE <= PAGE_SIZE - self.width.bytes() as u64
+    }
+
+    /// Carries it out, the operand being at `gpa`. Returns where the next instruction is; flags do not change. `None` with nothing done if it cannot.
+    #[inline(always)]
+    pub fn execute<C: Cpu>(&self, cpu: &mut C, gpa: Gpa, long: bool) -> Option<u64> {
+        if !self.fits(gpa) {
+            return None;
+        }
+        if self.kind & kind::STORE != 0 {
+            self.store(cpu, gpa)?;
+        } else {
+            self.load(cpu, gpa)?;
+        }
+        Some(self.next(cpu.rip(), long))
+    }
+
+    #[inline(always)]
+    fn load<C: Cpu>(&self, cpu: &mut C, gpa: Gpa) -> Option<()> {
+        let mut value = cpu.read(gpa, self.width).ok()?;
+        if self.kind & (kind::BYTE_REGISTER | kind::SIGN_EXTEND) != 0 {
+            if self.kind & kind::BYTE_REGISTER != 0 {
+                byte_register(self.number, self.rex).set(cpu.gprs_mut(), value);
+                return Some(());
+            }
+            value = crate::alu::sign_extend(self.width, value) & self.operand.mask();
+        }
+        let register = gpr(self.number);
+        if self.operand == Width::Word {
+            value |= cpu.gpr(register) & !0xffff;
+        }
+        // The value is zero above the register's width, as 32-bit and 64-bit loads leave the register.
+        cpu.set_gpr(register, value);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn store<C: Cpu>(&self, cpu: &mut C, gpa: Gpa) -> Option<()> {
+        let value = if self.kind & kind::IMMEDIATE != 0 {
+            self.immediate
+        } else if self.kind & kind::BYTE_REGISTER != 0 {
+            byte_register(self.number, self.rex).get(cpu.gprs())
+        } else {
+            cpu.gpr(gpr(self.number)) & self.width.mask()
+        };
+        cpu.write(gpa, self.width, value).ok()
+    }
+}
+
+/// What was understood last, by whoever emulates the same few instructions again and again.
+#[derive(Clone, Debug)]
+pub struct PlainCache([Known; 16]);
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    bytes: u128,
+    long: bool,
+    plain: Option<Plain>,
+}
+
+impl PlainCache {
+    /// Knows nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self([Known { bytes: 0, long: false, plain: None }; 16])
+    }
+
+    /// What [`Plain::decode`] has said of the same bytes at `rip` before.
+    #[inline(always)]
+    #[must_use]
+    pub fn find(&self, rip: u64, bytes: &[u8; 16], long: bool) -> Option<&Plain> {
+        let known = &self.0[Self::slot(rip)];
+        if known.bytes == u128::from_le_bytes(*bytes) && known.long == long { known.plain.as_ref() } else { None }
+    }
+
+    /// Remembers it.
+    pub fn remember(&mut self, rip: u64, bytes: &[u8; 16], long: bool, plain: Plain) {
+        self.0[Self::slot(rip)] = Known { bytes: u128::from_le_bytes(*bytes), long, plain: Some(plain) };
+    }
+
+    #[inline(always)]
+    const fn slot(rip: u64) -> usize {
+        // Instructions that follow each other are some bytes apart.
+        ((rip ^ rip >> 4) & 15) as usize
+    }
+}
+
+impl Default for PlainCache {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// True if this file knows the mode: 64-bit code (`Some(true)`) or 32-bit code.
+#[inline(always)]
+pub(crate) const fn is_long(mode: (Mode, u32)) -> Option<bool> {
+    match mode {
+        (Mode::Long, _) => Some(true),
+        (Mode::Protected, 32) => Some(false),
         _ => None,
     }
 }
 
-fn prefixed<C: Cpu, const LONG: bool>(cpu: &mut C, rest: u64, bytes: &[u8; 16]) -> Option<u64> {
-    let head = long_head::<LONG>(rest)?;
-    access::<C, LONG>(cpu, head, bytes)
-}
-
-#[inline(always)]
-fn access<C: Cpu, const LONG: bool>(cpu: &mut C, head: Head, bytes: &[u8; 16]) -> Option<u64> {
-    // By `kind::MEMORY`; a table, because it is a constant one without prefixes.
-    let width = [head.operand, Width::Byte, Width::Word, Width::Byte][usize::from(head.kind & kind::MEMORY)];
-    let rip = cpu.rip();
-    let (target, number) = if head.kind & kind::ABSOLUTE == 0 {
-        let modrm = head.rest as u8;
-        if modrm >= 0xc0 {
-            return None;
-        }
-        (by_modrm::<LONG>(&head, cpu, bytes, rip, width)?, modrm >> 3 & 7 | (head.rex & 4) << 1)
-    } else {
-        (absolute(&head, bytes)?, 0)
-    };
-    let linear = if head.narrow { target.offset & 0xffff_ffff } else { target.offset };
-    if target.length > MAX_INSTRUCTION || linear % PAGE_SIZE > PAGE_SIZE - width.bytes() as u64 {
-        return None;
-    }
+/// Emulates the instruction if it is a plain access. Returns where the next one is; flags do not change. `mode` is what [`Cpu::mode`] answers.
+pub(crate) fn run<C: Cpu>(cpu: &mut C, mode: (Mode, u32), bytes: &[u8; 16]) -> Option<u64> {
+    let long = is_long(mode)?;
+    let plain = Plain::decode(bytes, long)?;
     let gpa = match cpu.operand() {
-        // What the exit was about, unless the guest has changed the instruction since. The CPU has then found nothing wrong with the access.
-        Some(gpa) if (gpa.0 ^ linear).is_multiple_of(PAGE_SIZE) => gpa,
-        _ => find::<C, LONG>(cpu, &head, &target, linear)?,
+        // What the exit was about. The CPU has then found nothing wrong with the access.
+        Some(gpa) => plain.is_at(cpu, gpa, long).then_some(gpa)?,
+        None => find(cpu, &plain, long)?,
     };
-    if head.kind & kind::STORE != 0 {
-        store(cpu, &head, width, gpa, number, target.immediate)?;
-    } else {
-        load(cpu, &head, width, gpa, number)?;
-    }
-    let next = rip.wrapping_add(target.length as u64);
-    Some(if LONG { next } else { next & 0xffff_ffff })
+    plain.execute(cpu, gpa, long)
 }
 
 /// Where the operand is, if nothing can be wrong with the access. If something is, the full decoder finds it again and says so.
-#[cold]
-#[inline(never)]
-fn find<C: Cpu, const LONG: bool>(cpu: &mut C, head: &Head, target: &Target, linear: u64) -> Option<Gpa> {
-    let flat = if LONG {
+fn find<C: Cpu>(cpu: &mut C, plain: &Plain, long: bool) -> Option<Gpa> {
+    let linear = plain.offset(cpu, plain.next(cpu.rip(), long));
+    let flat = if long {
         // Within a page, the last byte is canonical if the first is.
         canonical(linear, 48) || cpu.cr4() & Cr4::LA57.bits() != 0 && canonical(linear, 57)
     } else {
-        is_flat(&cpu.segment(if target.stack { SegmentRegister::Ss } else { SegmentRegister::Ds }))
+        is_flat(&cpu.segment(if plain.by_stack() { SegmentRegister::Ss } else { SegmentRegister::Ds }))
     };
-    if !flat || cpu.rflags() & Rflags::AC.bits() != 0 {
+    if !flat || !plain.fits(Gpa(linear)) || cpu.rflags() & Rflags::AC.bits() != 0 {
         return None;
     }
-    let access = if head.kind & kind::STORE != 0 { Access::Write } else { Access::Read };
+    let access = if plain.kind & kind::STORE != 0 { Access::Write } else { Access::Read };
     cpu.translate(Gva(linear), access, Privilege::Current).ok()
 }
 
@@ -298,37 +384,6 @@ const fn byte_register(number: u8, rex: u8) -> Register {
     } else {
         Register::new(gpr(number), Width::Byte)
     }
-}
-
-#[inline(always)]
-fn load<C: Cpu>(cpu: &mut C, head: &Head, width: Width, gpa: Gpa, number: u8) -> Option<()> {
-    let mut value = cpu.read(gpa, width).ok()?;
-    if head.kind & kind::BYTE_REGISTER != 0 {
-        byte_register(number, head.rex).set(cpu.gprs_mut(), value);
-        return Some(());
-    }
-    if head.kind & kind::SIGN_EXTEND != 0 {
-        value = crate::alu::sign_extend(width, value) & head.operand.mask();
-    }
-    let register = gpr(number);
-    if head.operand == Width::Word {
-        value |= cpu.gpr(register) & !0xffff;
-    }
-    // The value is zero above the register's width, as 32-bit and 64-bit loads leave the register.
-    cpu.set_gpr(register, value);
-    Some(())
-}
-
-#[inline(always)]
-fn store<C: Cpu>(cpu: &mut C, head: &Head, width: Width, gpa: Gpa, number: u8, immediate: u64) -> Option<()> {
-    let value = if head.kind & kind::IMMEDIATE != 0 {
-        immediate
-    } else if head.kind & kind::BYTE_REGISTER != 0 {
-        byte_register(number, head.rex).get(cpu.gprs())
-    } else {
-        cpu.gpr(gpr(number)) & width.mask()
-    };
-    cpu.write(gpa, width, value).ok()
 }
 
 /// Base 0, limit 4 GiB, present, writable, expand-up data: no check can fail.

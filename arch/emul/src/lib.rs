@@ -39,6 +39,7 @@ mod string;
 pub mod task;
 mod vector;
 
+pub use fast::{Plain, PlainCache};
 use fetch::Code;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 use machine::{Done, Halt, Machine};
@@ -235,7 +236,7 @@ pub trait Cpu {
     fn set_ymm(&mut self, index: u8, value: [u128; 2]);
 
     /// The mode and the code segment's default operand and address size in bits.
-    #[inline]
+    #[inline(always)]
     fn mode(&self) -> (Mode, u32) {
         if self.in_64_bit_mode() { (Mode::Long, 64) } else { self.legacy_mode() }
     }
@@ -286,17 +287,24 @@ pub fn emulate<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Outcome {
 /// The part of [`emulate`] for what drivers do nearly always: an instruction that makes one plain access, and whose bytes are all known or
 /// easily had. Returns RIP after it; no flag changes, but RF is to be cleared. `None` with nothing touched if it is not one;
 /// [`with_ado`] knows what to do then.
-#[inline(always)]
-pub fn plain_access<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Option<u64> {
+fn plain_access<C: Cpu>(cpu: &mut C, bytes: &[u8]) -> Option<u64> {
     let mode = cpu.mode();
-    let known = if bytes.is_empty() {
-        cpu.instruction(mode.0)?
-    } else {
-        let mut known = [0; 16];
-        known.first_chunk_mut::<MAX_INSTRUCTION>()?.copy_from_slice(bytes.first_chunk::<MAX_INSTRUCTION>()?);
-        known
+    let known = match bytes.first_chunk() {
+        Some(bytes) => padded(bytes),
+        None if bytes.is_empty() => cpu.instruction(mode.0)?,
+        None => return None,
     };
     fast::run(cpu, mode, &known)
+}
+
+/// An instruction's bytes as the CPU supplies them, in the form in which [`Cpu::instruction`] does.
+#[must_use]
+pub fn padded(bytes: &[u8; MAX_INSTRUCTION]) -> [u8; 16] {
+    let mut padded = [0; 16];
+    for (to, from) in padded.iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    padded
 }
 
 /// The rest of [`emulate`], which knows every instruction.

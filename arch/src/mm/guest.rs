@@ -10,7 +10,7 @@ use super::{
 use crate::cpu;
 use alloc::vec::Vec;
 use core::arch::asm;
-use x86defs::{CreateError, Gpa, GuestMemory, Hpa, OutsideRam, PAGE_SIZE, RamRange, Width};
+use x86defs::{CreateError, Gpa, GuestMemory, Hpa, LOCAL_APIC, OutsideRam, PAGE_SIZE, RamRange, Width};
 
 const G1: u64 = 1 << 30;
 const M2: u64 = 2 << 20;
@@ -201,6 +201,19 @@ impl<B: TableMemory> Stage2<B> {
             Self::Ept(t) => t.map(chunk.gpa.0, chunk.size, chunk.hpa, rights, memory_type),
         }
     }
+    fn overlay(&mut self, gpa: Gpa, frame: Hpa) -> Option<[Hpa; 4]> {
+        let (rights, memory_type) = (Rights::READ | Rights::WRITE, MemoryType::WriteBack);
+        match self {
+            Self::Npt(t) => t.overlay(gpa.0, frame, rights, memory_type),
+            Self::Ept(t) => t.overlay(gpa.0, frame, rights, memory_type),
+        }
+    }
+    fn free_overlay(&mut self, tables: [Hpa; 4]) {
+        match self {
+            Self::Npt(t) => t.free_overlay(tables),
+            Self::Ept(t) => t.free_overlay(tables),
+        }
+    }
     fn destroy(self) {
         match self {
             Self::Npt(t) => t.destroy(),
@@ -269,7 +282,17 @@ pub struct GuestRam<B: Backing = Frames> {
     /// A copy of the largest one: most page tables and most code are there.
     largest: Chunk,
     table: Option<Stage2<B>>,
+    apic_window: Option<ApicWindow>,
     backing: B,
+}
+
+/// A second root for vCPUs whose local APIC the CPU virtualises in memory.
+#[derive(Clone, Copy, Debug)]
+struct ApicWindow {
+    /// Those that the two roots do not share, the root first.
+    tables: [Hpa; 4],
+    /// The APIC-access page (SDM vol. 3C, 31.4): what the CPU knows the accesses by. Nobody reads or writes it.
+    page: Hpa,
 }
 
 impl GuestRam<Frames> {
@@ -302,6 +325,7 @@ impl<B: Backing> GuestRam<B> {
             chunks: Vec::new(),
             largest: Chunk { gpa: Gpa(0), size: 0, hpa: Hpa(0) },
             table: Some(table),
+            apic_window: None,
             backing,
         };
         for range in ranges {
@@ -367,6 +391,30 @@ impl<B: Backing> GuestRam<B> {
                 size = (size / 2).next_multiple_of(unit);
             }
         })
+    }
+
+    /// Makes the second root, which has a page at the local APICs' default address. Once, with all RAM mapped.
+    ///
+    /// # Errors
+    /// `OutOfMemory`; the memory is as usable as before.
+    pub fn map_apic_page(&mut self) -> Result<(), CreateError> {
+        let short = CreateError::OutOfMemory { wanted: 5 * PAGE_SIZE, free: self.backing.free_bytes() };
+        let table = self.table.as_mut().ok_or(short)?;
+        let page = self.backing.allocate().ok_or(short)?;
+        match table.overlay(LOCAL_APIC, page) {
+            Some(tables) => self.apic_window = Some(ApicWindow { tables, page }),
+            None => {
+                self.backing.free(page);
+                return Err(short);
+            }
+        }
+        Ok(())
+    }
+
+    /// The second root, and its page at the local APICs' default address.
+    #[must_use]
+    pub fn apic_window(&self) -> Option<(Hpa, Hpa)> {
+        self.apic_window.map(|window| (window.tables[0], window.page))
     }
 
     /// Root of the stage-2 table.
@@ -504,7 +552,11 @@ impl<B: Backing> GuestMemory for GuestRam<B> {
 
 impl<B: Backing> Drop for GuestRam<B> {
     fn drop(&mut self) {
-        if let Some(table) = self.table.take() {
+        if let Some(mut table) = self.table.take() {
+            if let Some(window) = self.apic_window.take() {
+                table.free_overlay(window.tables);
+                self.backing.free(window.page);
+            }
             table.destroy();
         }
         for chunk in self.chunks.drain(..) {

@@ -306,6 +306,54 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         }
     }
 
+    /// The tables of another root, that one first, through which one 4-KiB page more is mapped. All others are shared, so the two must go together, and
+    /// what is mapped here later on the way to `address` is not seen there. `None` if memory is short, or there is a page or a large one already.
+    pub fn overlay(&mut self, address: u64, frame: Hpa, rights: Rights, memory_type: MemoryType) -> Option<[Hpa; 4]> {
+        let mut own = [Hpa(0); 4];
+        let leaf = F::leaf(frame, PageSize::Size4K, rights, memory_type);
+        let done = self.overlay_in(&mut own, address, leaf);
+        if done.is_none() {
+            self.free_overlay(own);
+        }
+        done.map(|()| own)
+    }
+
+    fn overlay_in(&mut self, own: &mut [Hpa; 4], address: u64, leaf: u64) -> Option<()> {
+        let mut shared = Some(self.root);
+        let mut level = LEVELS;
+        let mut above: Option<Hpa> = None;
+        for slot in own {
+            let table = self.memory.allocate()?;
+            *slot = table;
+            if let Some(from) = shared {
+                for i in 0..ENTRIES {
+                    let entry = self.memory.read(from, i);
+                    self.memory.write(table, i, entry);
+                }
+            }
+            if let Some(above) = above {
+                self.memory.write(above, index(address, level + 1), F::table(table));
+            }
+            let entry = self.memory.read(table, index(address, level));
+            if level == 1 || F::present(entry) && F::is_leaf(entry, level) {
+                if F::present(entry) {
+                    return None;
+                }
+                self.memory.write(table, index(address, level), leaf);
+                return Some(());
+            }
+            shared = F::present(entry).then(|| F::frame(entry, PageSize::Size4K));
+            above = Some(table);
+            level -= 1;
+        }
+        None
+    }
+
+    /// Frees what [`PageTable::overlay`] has made.
+    pub fn free_overlay(&mut self, own: [Hpa; 4]) {
+        own.into_iter().filter(|table| table.0 != 0).for_each(|table| self.memory.free(table));
+    }
+
     /// Frees every table, root included, but not the pages that they map. The CPU must not use the table any more.
     pub fn destroy(mut self) {
         self.destroy_in(self.root, LEVELS);

@@ -172,6 +172,8 @@ pub struct Controls {
     pub cr4_fixed: [u64; 2],
     /// Local APICs can be virtualised in x2APIC mode, with [`APIC_PRIMARY`] and [`APIC_SECONDARY`], which are not set in the words above.
     pub virtual_apic: bool,
+    /// The same in xAPIC mode, with [`XAPIC_SECONDARY`].
+    pub virtual_xapic: bool,
     /// The preemption timer's start value, if the guest's turns are limited: see [`Controls::limit_turns`].
     pub turn: Option<u32>,
 }
@@ -185,6 +187,11 @@ pub const APIC_SECONDARY: SecondaryControls = SecondaryControls::from_bits_trunc
     SecondaryControls::VIRTUALIZE_X2APIC.bits()
         | SecondaryControls::VIRTUALIZE_APIC_REGISTER.bits()
         | SecondaryControls::VIRTUAL_INTERRUPT_DELIVERY.bits(),
+);
+/// The same in xAPIC mode: TPR, EOI, self IPI and delivery. Other registers exit before the access, so that what a write changes beyond the value is known:
+/// APIC-register virtualisation would have the CPU write first.
+pub const XAPIC_SECONDARY: SecondaryControls = SecondaryControls::from_bits_truncate(
+    SecondaryControls::VIRTUALIZE_APIC.bits() | SecondaryControls::VIRTUAL_INTERRUPT_DELIVERY.bits(),
 );
 /// What is not needed then: CR8 is the page's TPR.
 pub const CR8_PRIMARY: PrimaryControls =
@@ -331,6 +338,7 @@ impl Controls {
             cr0_fixed: [raw.cr0_fixed[0] & !pe_pg, raw.cr0_fixed[1]],
             cr4_fixed: raw.cr4_fixed,
             virtual_apic: raw.primary.can_set(APIC_PRIMARY.bits()) && raw.secondary.can_set(APIC_SECONDARY.bits()),
+            virtual_xapic: raw.primary.can_set(APIC_PRIMARY.bits()) && raw.secondary.can_set(XAPIC_SECONDARY.bits()),
             turn: None,
         })
     }
@@ -362,7 +370,7 @@ impl Controls {
 
     /// The features for the report at start: which ones the CPU has, which ones are used.
     #[must_use]
-    pub fn features(&self, raw: &RawCapabilities) -> [VirtFeature; 23] {
+    pub fn features(&self, raw: &RawCapabilities) -> [VirtFeature; 24] {
         let secondary =
             |name, bit: SecondaryControls| VirtFeature { name, present: raw.secondary.can_set(bit.bits()), used: self.uses(bit) };
         let plain = |name, present, used| VirtFeature { name, present, used: present && used };
@@ -380,9 +388,14 @@ impl Controls {
             secondary("unrestricted guest", SecondaryControls::UNRESTRICTED_GUEST),
             plain("virtual NMIs", pin(PinbasedControls::VIRTUAL_NMIS), true),
             plain("PAT switching", self.pat(), true),
-            plain("TPR shadow", primary(PrimaryControls::USE_TPR_SHADOW), self.virtual_apic),
+            plain("TPR shadow", primary(PrimaryControls::USE_TPR_SHADOW), self.virtual_apic || self.virtual_xapic),
             apic("APIC-register virtualisation", SecondaryControls::VIRTUALIZE_APIC_REGISTER),
-            apic("virtual-interrupt delivery", SecondaryControls::VIRTUAL_INTERRUPT_DELIVERY),
+            plain(
+                "virtual-interrupt delivery",
+                raw.secondary.can_set(SecondaryControls::VIRTUAL_INTERRUPT_DELIVERY.bits()),
+                self.virtual_apic || self.virtual_xapic,
+            ),
+            plain("virtual APIC accesses", raw.secondary.can_set(XAPIC_SECONDARY.bits()), self.virtual_xapic),
             apic("virtual x2APIC mode", SecondaryControls::VIRTUALIZE_X2APIC),
             plain("posted interrupts", pin(PinbasedControls::POSTED_INTERRUPTS), false),
             plain("preemption timer", pin(PinbasedControls::VMX_PREEMPTION_TIMER), self.turn.is_some()),

@@ -3,7 +3,7 @@
 use super::{spec::PrimaryControls, spec::control, spec::guest, vcpu::VmxVcpu};
 use core::fmt;
 use x86defs::{
-    Exception, Gpr, Gprs, Owner, Resume, Segment, SegmentRegister, TaskSwitch, UnknownMsr, Vcpu, VcpuState, paging::PagingContext,
+    ApicAccess, Exception, Gpr, Gprs, Owner, Resume, Segment, SegmentRegister, TaskSwitch, UnknownMsr, Vcpu, VcpuState, paging::PagingContext,
 };
 
 impl Vcpu for VmxVcpu {
@@ -151,11 +151,14 @@ impl Vcpu for VmxVcpu {
     }
 
     const CAN_VIRTUALISE_APIC: bool = true;
-    fn can_virtualise_apic(&self) -> bool {
-        self.has_apic_page()
+    fn can_virtualise_apic(&self, access: ApicAccess) -> bool {
+        self.has_virtual_apic(access)
     }
-    fn virtualise_apic(&mut self, in_service: Option<u8>) {
-        self.set_virtual_apic(in_service);
+    fn virtualise_apic(&mut self, start: Option<(ApicAccess, u8)>) {
+        self.set_virtual_apic(start);
+    }
+    fn set_in_service(&mut self, vector: u8) {
+        self.write_in_service(vector);
     }
     fn request_virtual_interrupt(&mut self, vector: u8) {
         self.set_requested(vector);

@@ -5,8 +5,8 @@
 use super::spec::{guest, interruption, reason, ro};
 use crate::event::Event;
 use x86defs::{
-    Access, ControlRegister, Cr0, EntryFailure, Exception, Exit, Gpa, Gpr, Owner, Rflags, TaskSwitch, TaskSwitchReason, Width,
-    vector,
+    Access, ControlRegister, Cr0, EntryFailure, Exception, Exit, Gpa, Gpr, LOCAL_APIC, Owner, Rflags, TaskSwitch, TaskSwitchReason,
+    Width, vector,
 };
 
 /// What decoding needs to know. Each field is read only if the exit reason defines it, because a nested VMREAD is an exit itself.
@@ -60,6 +60,16 @@ pub fn decode<F: Fields, O: Owner<F>>(raw: u32, owner: &mut O) -> O::Outcome {
                 return tell(owner, Exit::TableFault { gpa });
             }
             owner.answer(Exit::Stage2Fault { gpa, access: ept_access(qualification) })
+        }
+        reason::APIC_ACCESS => {
+            let qualification = f.field(ro::EXIT_QUALIFICATION);
+            if f.field(ro::IDT_VECTORING_INFO) as u32 & interruption::VALID != 0 {
+                f.serve(reason::APIC_ACCESS);
+            }
+            match apic_access(qualification) {
+                (gpa, Some(access)) => owner.answer(Exit::Stage2Fault { gpa, access }),
+                (gpa, None) => tell(owner, Exit::TableFault { gpa }),
+            }
         }
         reason::HLT => owner.answer(Exit::Hlt),
         reason::VMCALL => owner.answer(Exit::Hypercall),
@@ -129,10 +139,6 @@ fn seldom_question<F: Fields>(raw: u32, f: &mut F) -> Exit {
             f.serve(reason::EPT_MISCONFIGURATION);
             Exit::Unknown { code: u64::from(raw), info: f.field(ro::GUEST_PHYSICAL_ADDR_FULL) }
         }
-        reason::APIC_ACCESS => {
-            f.serve(reason::APIC_ACCESS);
-            Exit::Unknown { code: u64::from(raw), info: f.field(ro::EXIT_QUALIFICATION) }
-        }
         // 28.8: reasons 33, 34 and 41 with the flag for a failed entry.
         _ if raw & reason::ENTRY_FAILURE != 0 => {
             let basic = u32::from(raw as u16);
@@ -182,6 +188,19 @@ const fn io_width(qualification: u64) -> Width {
 /// Of an EPT violation's exit qualification: there is a linear address, and the access was to what it translates to, not to a table on the way.
 const EPT_LINEAR: u64 = 1 << 7;
 const EPT_FINAL: u64 = 1 << 8;
+
+/// Exit qualification (table 29-6): offset in bits 11:0, kind of access in 15:12. None if it was to a table on the way.
+const fn apic_access(qualification: u64) -> (Gpa, Option<Access>) {
+    let gpa = Gpa(LOCAL_APIC.0 | qualification & 0xfff);
+    let access = match qualification >> 12 & 0xf {
+        0 => Access::Read,
+        // In an instruction, or in the delivery of an event.
+        1 | 3 => Access::Write,
+        2 => Access::Execute,
+        _ => return (gpa, None),
+    };
+    (gpa, Some(access))
+}
 
 /// Exit qualification (29.2.1): bit 0 read, 1 write, 2 fetch. A read-modify-write sets both of the first two, and needs the right to write.
 const fn ept_access(qualification: u64) -> Access {
@@ -416,7 +435,6 @@ mod tests {
             (56, &[(Q, 0x3f0)], Exit::VirtualApicWrite { offset: 0x3f0 }),
             (54, &[], CacheFlush),
             (55, &[], Exit::Xsetbv { index: 0xc000_0080, value: 0x0000_0007_aabb_ccdd }),
-            (44, &[(Q, 0x1300)], unknown(44, 0x1300)),
             // MOV CR0, R9 in 32-bit code; MOV R9, CR8; MOV CR8, R9; CLTS; LMSW; CR5 does not exist.
             (28, &[(Q, 0x900)], cr(ControlRegister::Cr0, 0x8000_0031)),
             (28, &[(Q, 0x903)], cr(ControlRegister::Cr3, 0x8000_0031)),

@@ -96,13 +96,14 @@ impl Vmx {
 
     /// The features for the report at start.
     #[must_use]
-    pub fn features(&self) -> [VirtFeature; 23] {
+    pub fn features(&self) -> [VirtFeature; 24] {
         self.controls.features(&self.raw)
     }
 
     /// Local APICs are not virtualised by the CPU, whether it can do so or not. Before the first vCPU is made.
     pub const fn disable_virtual_apic(&mut self) {
         self.controls.virtual_apic = false;
+        self.controls.virtual_xapic = false;
     }
 
     /// The controls that vCPUs run with.

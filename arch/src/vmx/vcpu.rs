@@ -29,7 +29,7 @@ use core::{
     fmt,
 };
 use x86defs::{
-    ControlRegister, Cr0, Cr4, CreateError, EntryFailure, Exception, Exit, Gpr, Gprs, Owner, Resume, Rflags, VcpuConfig,
+    ControlRegister, Cr0, Cr4, CreateError, EntryFailure, Exception, Exit, Gpr, Gprs, Hpa, Owner, Resume, Rflags, VcpuConfig,
     VcpuState, VirtualApicPage, Width, vector,
 };
 
@@ -190,7 +190,7 @@ impl VmxVcpu {
             last_cpu: None,
             instruction_error: None,
             msr_bitmaps,
-            apic_page: config.apic_page.clone().filter(|_| controls.virtual_apic),
+            apic_page: config.apic_page.clone().filter(|_| controls.virtual_apic || controls.virtual_xapic),
         };
         vcpu.vmcs.write_constants(controls);
         for (field, value) in [
@@ -331,6 +331,16 @@ impl VmxVcpu {
         };
         if now & interruptibility::SHADOW != 0 {
             self.write_interruptibility(now & !interruptibility::SHADOW);
+        }
+    }
+
+    /// The guest's memory is what the tables below this root say, with all else as it is.
+    pub(super) fn set_ept_root(&mut self, root: Hpa) {
+        let pointer = super::ept_pointer(root);
+        if pointer != self.ept_pointer {
+            self.ept_pointer = pointer;
+            self.vmcs.write(control::EPTP_FULL, pointer);
+            self.want_flush();
         }
     }
 

@@ -45,24 +45,31 @@ impl LocalApic {
         let value = value as u32;
         let register = offset as u32 & 0xff0;
         match register {
-            reg::EOI => return self.eoi().map_or(Effect::None, |vector| Effect::Eoi { vector }),
-            reg::TPR => self.set_tpr(value as u8),
-            reg::ICR_LOW => {
-                let low = value & icr::WRITABLE;
-                self.page.set(reg::ICR_LOW, low);
-                let destination = self.page.get(reg::ICR_HIGH) >> 24;
-                if low & (icr::SHORTHAND | icr::DELIVERY) == SELF || low & SELECTION == 0 && destination == self.id() {
-                    self.send_to_self(low as u8);
-                    return Effect::None;
-                }
-                let mode = DestinationMode::from_bit(low & icr::LOGICAL != 0);
-                return self.send(low, InterruptMessage::widen(destination as u8, mode));
+            reg::EOI => {
+                let done = if self.is_lent() { self.eoi_in_page() } else { self.eoi() };
+                return done.map_or(Effect::None, |vector| Effect::Eoi { vector });
             }
+            reg::TPR => self.set_tpr(value as u8),
+            reg::ICR_LOW => return self.write_icr_low(value),
             reg::ICR_HIGH => self.page.set(reg::ICR_HIGH, value & 0xff00_0000),
             reg::TMICT => return self.write_initial_count(clock.now(), value),
             _ => return self.mmio_write_rare(clock.now(), register, value),
         }
         Effect::None
+    }
+
+    /// The low half of the ICR, which sends.
+    #[inline(always)]
+    pub(super) fn write_icr_low(&self, value: u32) -> Effect {
+        let low = value & icr::WRITABLE;
+        self.page.set(reg::ICR_LOW, low);
+        let destination = self.page.get(reg::ICR_HIGH) >> 24;
+        if low & (icr::SHORTHAND | icr::DELIVERY) == SELF || low & SELECTION == 0 && destination == self.id() {
+            self.send_to_self(low as u8);
+            return Effect::None;
+        }
+        let mode = DestinationMode::from_bit(low & icr::LOGICAL != 0);
+        self.send(low, InterruptMessage::widen(destination as u8, mode))
     }
 
     /// The arms of [`LocalApic::mmio_write`] that need not be fast.

@@ -4,7 +4,7 @@
 //! While the page is lent, the owner may change what the CPU does not (the LVT, the ICR, the timer's registers ...) at any time, and the IRR
 //! between two entries. Others only request, as ever; the owner hands that over ([`LocalApic::hand_over`]) before it enters the guest.
 
-use super::{Effect, LocalApic, flag, spec::reg};
+use super::{Effect, LocalApic, flag, page::place, spec::reg};
 use crate::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 impl x86defs::VirtualApicPage for LocalApic {
@@ -89,14 +89,28 @@ impl LocalApic {
         }
     }
 
-    /// The vectors whose EOI others must hear of, if that has changed since the last call.
+    /// The vectors whose EOI others must hear of, and the highest one in service, if either has changed since the last call and the CPU does not know.
     #[inline]
-    pub fn changed_levels(&self) -> Option<[u32; 8]> {
+    pub fn changed_levels(&self) -> Option<([u32; 8], u8)> {
         if self.state.load(Acquire) & flag::LEVELS == 0 {
             return None;
         }
         self.state.fetch_and(!flag::LEVELS, AcqRel);
-        Some(self.page.bitmap(reg::TMR))
+        Some((self.page.bitmap(reg::TMR), self.highest_in_service(self.page.summary(reg::ISR)) as u8))
+    }
+
+    /// As [`LocalApic::eoi`] while the page is lent, of a write that the CPU has left to us: it does none but plain stores.
+    #[cold]
+    pub(super) fn eoi_in_page(&self) -> Option<u8> {
+        let vector = self.highest_in_service(self.page.summary(reg::ISR)) as u8;
+        if vector == 0 {
+            return None;
+        }
+        let (index, bit) = place(vector);
+        let in_service = self.page.vectors(reg::ISR, index);
+        in_service.store(in_service.load(Relaxed) & !bit, Relaxed);
+        self.state.fetch_or(flag::LEVELS | flag::IRR, Release);
+        (self.is_level(vector) && self.eoi_level(vector)).then_some(vector)
     }
 
     /// The CPU has done the EOI of `vector`, and did not keep to itself that it was level-triggered.
@@ -104,12 +118,15 @@ impl LocalApic {
         if self.is_level(vector) && self.eoi_level(vector) { Effect::Eoi { vector } } else { Effect::None }
     }
 
-    /// The CPU has written the register at `offset` in x2APIC mode, and left to us what that does. It does so for one: a self IPI of an illegal
-    /// vector.
-    pub fn virtual_write(&self, offset: u32) {
-        if offset == reg::SELF_IPI {
-            self.send_to_self(self.page.get(offset) as u8);
+    /// The CPU has written the register at `offset`, and left to us what that does. It does so for a self IPI of an illegal vector, and in
+    /// xAPIC mode for all other IPIs.
+    pub fn virtual_write(&self, offset: u32) -> Effect {
+        match offset {
+            reg::SELF_IPI => self.send_to_self(self.page.get(offset) as u8),
+            reg::ICR_LOW => return self.write_icr_low(self.page.get(offset)),
+            _ => {}
         }
+        Effect::None
     }
 
     /// True if the 8259 pair has an interrupt for this processor. The answer stays true until the owner does something.

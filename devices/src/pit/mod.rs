@@ -93,7 +93,19 @@ impl Pit {
         self.clock.ticks(now).max(self.handled)
     }
 
+    /// The tick of an access, with counter 0 caught up: between two edges, there is nothing to catch up with.
+    #[inline(always)]
+    fn arrive(&mut self, now: Time) -> u64 {
+        let tick = self.tick(now);
+        let [timer, ..] = &self.channels;
+        if self.deadline.is_some_and(|deadline| now >= deadline) || timer.due_load(tick).is_some() {
+            self.catch_up(tick);
+        }
+        tick
+    }
+
     /// Lets counter 0's edges up to `tick` reach the line. Several at once are one edge; the others are counted.
+    #[inline(never)]
     fn catch_up(&mut self, tick: u64) {
         let [timer, ..] = &mut self.channels;
         let mut edges = 0;
@@ -189,7 +201,6 @@ impl Pit {
     fn write_control(&mut self, tick: u64, word: u8) {
         let select = word >> control::SELECT_SHIFT;
         if select == control::SELECT_READ_BACK {
-            self.catch_up(tick);
             for (i, channel) in self.channels.iter_mut().enumerate() {
                 if word >> read_back::COUNTERS_SHIFT >> i & 1 == 0 {
                     continue;
@@ -202,7 +213,6 @@ impl Pit {
                 }
             }
         } else if word >> control::ACCESS_SHIFT & control::ACCESS == 0 {
-            self.catch_up(tick);
             if let Some(channel) = self.channels.get_mut(usize::from(select)) {
                 channel.latch_count(tick);
             }
@@ -276,17 +286,12 @@ const fn bank_end(offset: u16) -> u16 {
 
 impl PortDevice for Pit {
     fn port_read(&mut self, now: Time, offset: u16, width: Width) -> u32 {
-        let tick = self.tick(now);
-        // Between two edges there is nothing to catch up with.
-        let [timer, ..] = &self.channels;
-        if self.deadline.is_some_and(|deadline| now >= deadline) || timer.due_load(tick).is_some() {
-            self.catch_up(tick);
-        }
+        let tick = self.arrive(now);
         read_bytes(offset, width, bank_end(offset), |offset| self.read(tick, offset))
     }
 
     fn port_write(&mut self, now: Time, offset: u16, width: Width, value: u32) {
-        let tick = self.tick(now);
+        let tick = self.arrive(now);
         write_bytes(offset, width, bank_end(offset), value, |offset, value| self.write(tick, offset, value));
     }
 }

@@ -142,6 +142,9 @@ impl Board {
         {
             return testdev.lock().mmio_write(clock.now(), offset, width, value);
         }
+        if self.devices.is_empty() {
+            return;
+        }
         let hit = self.windows.lock().memory(gpa.0, width);
         self.function_write(clock.now(), hit, width, value);
     }
@@ -176,9 +179,12 @@ impl Board {
     }
 
     #[inline(never)]
-    pub(super) fn unclaimed_write(&self, now: Time, port: u16, width: Width, value: u32) {
+    pub(super) fn unclaimed_write(&self, clock: impl TimeSource, port: u16, width: Width, value: u32) {
+        if self.devices.is_empty() {
+            return;
+        }
         let hit = self.windows.lock().port(port, width);
-        self.function_write(now, hit, width, value.into());
+        self.function_write(clock.now(), hit, width, value.into());
     }
 
     fn function_read(&self, now: Time, hit: Option<(usize, u8, u64)>, width: Width) -> u64 {

@@ -265,9 +265,24 @@ impl Board {
         }
     }
 
-    /// OUT. What nobody claims is dropped. As for reads, each device's way is its own.
-    pub fn port_write(&self, now: Time, port: u16, width: Width, value: u32) {
-        let Some((owner, offset)) = self.ports.find(port) else { return self.unclaimed_write(now, port, width, value) };
+    /// OUT. What nobody claims is dropped.
+    #[inline(always)]
+    pub fn port_write(&self, clock: impl TimeSource, port: u16, width: Width, value: u32) {
+        match self.ports.find(port) {
+            Some((owner, offset)) => self.device_write(owner, clock.now(), port, offset, width, value),
+            None => self.unclaimed_write(clock, port, width, value),
+        }
+    }
+
+    /// The same for one of many: whoever writes a string is long enough without this.
+    #[inline(never)]
+    pub fn port_write_of_string(&self, now: Time, port: u16, width: Width, value: u32) {
+        self.port_write(now, port, width, value);
+    }
+
+    /// As for reads, each device's way is its own.
+    #[inline(always)]
+    fn device_write(&self, owner: PortOwner, now: Time, port: u16, offset: u16, width: Width, value: u32) {
         match owner {
             PortOwner::Pic => self.router.pic_write(now, port, width, value),
             PortOwner::Pit => self.timed_write(&self.pit, now, offset, width, value),
@@ -283,7 +298,7 @@ impl Board {
             PortOwner::I8042Data => self.i8042_write(now, i8042::DATA_OFFSET, width, value),
             PortOwner::I8042Command => self.i8042_write(now, i8042::COMMAND_OFFSET, width, value),
             PortOwner::Port92 => self.port_92_write(now, offset, width, value),
-            PortOwner::PostCode => self.post_code.lock().port_write(now, offset, width, value),
+            PortOwner::PostCode => self.post_code_write(now, offset, width, value),
             PortOwner::DebugExit => self.set_end((value & 0xff) << 1 | 1),
             PortOwner::TestData => self.test_write(offset, width, value),
             PortOwner::TestLines => self.test_line_write(offset, value),
@@ -312,6 +327,11 @@ impl Board {
         if device.deadline() != before {
             self.timers_changed();
         }
+    }
+
+    #[inline(never)]
+    fn post_code_write(&self, now: Time, offset: u16, width: Width, value: u32) {
+        self.post_code.lock().port_write(now, offset, width, value);
     }
 
     #[inline(never)]

@@ -28,6 +28,8 @@ impl<P: Platform> VirtCpu<P> {
             Some(QuickEffect::None) => {}
             Some(QuickEffect::Timer) => cx.arm_own(self.apic.deadline()),
             Some(QuickEffect::Eoi(vector)) => self.outer_effect(cx, Effect::Eoi { vector }),
+            // What systems write over and over to be sure.
+            None if index == msr::IA32_EFER && value == self.hw.efer() => {}
             None => return self.other_msr_write(cx, index, value),
         }
         self.hw.complete(Resume::Advance);

@@ -34,6 +34,21 @@ pub(super) struct Emulation<'a, P: Platform> {
 }
 
 impl<P: Platform> Emulation<'_, P> {
+    /// The instruction's bytes, if they are easily had, in 64-bit code (`true`) or 32-bit code.
+    #[inline(always)]
+    pub fn plain_code(&mut self, mode: (Mode, u32)) -> Option<([u8; 16], bool)> {
+        let long = match mode {
+            (Mode::Long, _) => true,
+            (Mode::Protected, 32) => false,
+            _ => return None,
+        };
+        let bytes = match self.hw.instruction_bytes().first_chunk() {
+            Some(bytes) => emul::padded(bytes),
+            None => self.instruction(mode.0)?,
+        };
+        Some((bytes, long))
+    }
+
     #[inline(always)]
     fn ram(&self, gpa: Gpa, width: Width) -> bool {
         self.operand != Some(gpa) && self.vm.memory.is_ram(gpa, width.bytes() as u64)
@@ -41,9 +56,11 @@ impl<P: Platform> Emulation<'_, P> {
 }
 
 impl<P: Platform> Cpu for Emulation<'_, P> {
+    #[inline(always)]
     fn gprs(&self) -> &Gprs {
         self.hw.gprs()
     }
+    #[inline(always)]
     fn gprs_mut(&mut self) -> &mut Gprs {
         self.hw.gprs_mut()
     }
@@ -55,31 +72,37 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
     fn set_gpr(&mut self, register: Gpr, value: u64) {
         self.hw.set_gpr(register, value);
     }
+    #[inline(always)]
     fn rip(&self) -> u64 {
         self.hw.rip()
     }
+    #[inline(always)]
     fn rflags(&self) -> u64 {
         self.hw.rflags()
     }
+    #[inline(always)]
     fn cr0(&self) -> u64 {
         self.hw.cr0()
     }
+    #[inline(always)]
     fn cr4(&self) -> u64 {
         self.hw.cr4()
     }
+    #[inline(always)]
     fn efer(&self) -> u64 {
         self.hw.efer()
     }
     fn xcr0(&self) -> u64 {
         self.hw.xcr0()
     }
-    #[inline]
+    #[inline(always)]
     fn in_64_bit_mode(&self) -> bool {
         self.hw.in_64_bit_mode()
     }
     fn cpl(&self) -> u8 {
         self.hw.cpl()
     }
+    #[inline(always)]
     fn segment(&self, register: SegmentRegister) -> Segment {
         self.hw.segment(register)
     }
@@ -208,7 +231,7 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
 
     fn port_out(&mut self, port: u16, width: Width, value: u32) -> Result<(), Stop> {
         let now = *self.now.get_or_insert_with(|| self.cx.now());
-        self.vm.board.port_write(now, port, width, value);
+        self.vm.board.port_write_of_string(now, port, width, value);
         Ok(())
     }
 

@@ -23,7 +23,8 @@ use crate::{alarm::Alarm, clock::Clock, config::TscMode, vm::Vm};
 use alloc::{boxed::Box, sync::Arc};
 use core::fmt;
 use devices::{interrupt::CpuSet, lapic::LocalApic};
-use x86defs::{EntryFailure, Gpa, Platform, Time, TimeSource, Vcpu, VcpuState, paging::FetchCache};
+use emul::PlainCache;
+use x86defs::{ApicAccess, EntryFailure, Gpa, Platform, Time, TimeSource, Vcpu, VcpuState, paging::FetchCache};
 
 pub use control::{Gp, Xcr0Policy};
 pub use cpuid::{APIC_BUS_HZ, BULKHEAD_BASE, CpuidContext, CpuidPolicy};
@@ -94,11 +95,12 @@ pub struct VirtCpu<P: Platform> {
     /// An interrupt or NMI window was asked for and has not come.
     window: bool,
     /// The CPU works on the local APIC's page by itself.
-    virtual_apic: bool,
+    virtual_apic: Option<ApicAccess>,
     /// It was halted with RFLAGS.IF set.
     interruptible: bool,
     pub(crate) stats: Stats,
     fetches: FetchCache,
+    plain: PlainCache,
 }
 
 /// Counters for reports.
@@ -168,7 +170,7 @@ impl<P: Platform> VirtCpu<P> {
             hw.set_state(&VcpuState::reset(cpuid.signature()));
             Activity::WaitForSipi
         };
-        Self {
+        let mut vcpu = Self {
             hw,
             vm,
             apic,
@@ -180,11 +182,14 @@ impl<P: Platform> VirtCpu<P> {
             tsc_mode,
             xcr0,
             window: false,
-            virtual_apic: false,
+            virtual_apic: None,
             interruptible: false,
             stats: Stats::default(),
             fetches: FetchCache::new(),
-        }
+            plain: PlainCache::new(),
+        };
+        vcpu.update_virtual_apic();
+        vcpu
     }
 
     /// Writes registers and vendor details for a crash report, a line each.

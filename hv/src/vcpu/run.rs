@@ -91,7 +91,7 @@ impl<P: Platform> VirtCpu<P> {
             Exit::HostInterrupt => return self.host_interrupt(cx),
             Exit::HostNmi => return Err(Stop::Preempted),
             Exit::VirtualEoi { vector } => return self.virtual_eoi(cx, vector),
-            Exit::VirtualApicWrite { offset } => self.apic.virtual_write(offset),
+            Exit::VirtualApicWrite { offset } => return self.virtual_apic_write(cx, offset),
             Exit::TaskSwitch(switch) => return self.task_switch(&switch),
             Exit::TripleFault => return Err(Stop::Crash(CrashReason::TripleFault)),
             Exit::Unknown { code, info } => return Err(Stop::Crash(CrashReason::UnknownExit { code, info })),

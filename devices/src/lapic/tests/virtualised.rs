@@ -28,8 +28,9 @@ impl<'a> Cpu<'a> {
 
     /// What the hypervisor does before an entry.
     fn prepare(&mut self) {
-        if let Some(vectors) = self.apic.changed_levels() {
+        if let Some((vectors, in_service)) = self.apic.changed_levels() {
             self.eoi_exits = vectors;
+            self.in_service = in_service;
         }
         self.requested = self.apic.hand_over();
     }
@@ -132,7 +133,7 @@ proptest! {
                     plain.msr_write(NOW, SELF_IPI, vector.into()).unwrap();
                     if vector < 16 {
                         cpu.word(reg::SELF_IPI).store(vector.into(), Relaxed);
-                        lent.virtual_write(reg::SELF_IPI);
+                        prop_assert_eq!(lent.virtual_write(reg::SELF_IPI), Effect::None);
                     } else if lent.save().svr & 0x100 != 0 {
                         // As the CPU would; a disabled one refuses in software only, so that is not compared.
                         cpu.put(reg::IRR, vector, true);
