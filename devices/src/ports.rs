@@ -15,8 +15,9 @@ pub(crate) fn read_bytes(offset: u16, width: Width, limit: u16, mut byte: impl F
     read_wide(offset, width, limit, &mut byte)
 }
 
+/// The same without the short way for single bytes.
 #[inline(never)]
-fn read_wide(offset: u16, width: Width, limit: u16, byte: &mut dyn FnMut(u16) -> u8) -> u32 {
+pub(crate) fn read_wide(offset: u16, width: Width, limit: u16, byte: &mut dyn FnMut(u16) -> u8) -> u32 {
     let mut value = [0xff; 4];
     for (i, slot) in (offset..limit).zip(value.iter_mut()).take(width.bytes()) {
         *slot = byte(i);
@@ -33,8 +34,9 @@ pub(crate) fn write_bytes(offset: u16, width: Width, limit: u16, value: u32, mut
     write_wide(offset, width, limit, value, &mut byte);
 }
 
+/// The same without the short way for single bytes.
 #[inline(never)]
-fn write_wide(offset: u16, width: Width, limit: u16, value: u32, byte: &mut dyn FnMut(u16, u8)) {
+pub(crate) fn write_wide(offset: u16, width: Width, limit: u16, value: u32, byte: &mut dyn FnMut(u16, u8)) {
     for (i, b) in (offset..limit).zip(value.to_le_bytes()).take(width.bytes()) {
         byte(i, b);
     }

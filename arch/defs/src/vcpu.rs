@@ -3,7 +3,8 @@
 use core::sync::atomic::AtomicU32;
 
 use crate::{
-    Cr0, DescriptorTable, Efer, Exception, Exit, Gpa, Gpr, Gprs, Resume, Segment, SegmentRegister, TaskSwitch, paging::PagingContext,
+    Cr0, DescriptorTable, Efer, Exception, Exit, Gpa, Gpr, Gprs, Resume, Segment, SegmentRegister, TaskSwitch,
+    paging::PagingContext,
 };
 
 /// The architectural state of a vCPU as plain data: set at INIT and at start, read for dumps, later saved and migrated.

@@ -297,39 +297,61 @@ impl Plain {
 
 /// What was understood last, by whoever emulates the same few instructions again and again.
 #[derive(Clone, Debug)]
-pub struct PlainCache([Known; 16]);
+pub struct PlainCache {
+    /// By where the instructions are.
+    latest: [Known; 16],
+    /// What those had to make room for, by other bits of that.
+    evicted: [Known; 16],
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
     bytes: u128,
     long: bool,
+    rip: u64,
     plain: Option<Plain>,
+}
+
+impl Known {
+    #[inline(always)]
+    fn of(&self, bytes: &[u8; 16], long: bool) -> Option<&Plain> {
+        if self.bytes == u128::from_le_bytes(*bytes) && self.long == long { self.plain.as_ref() } else { None }
+    }
 }
 
 impl PlainCache {
     /// Knows nothing.
     #[must_use]
     pub const fn new() -> Self {
-        Self([Known { bytes: 0, long: false, plain: None }; 16])
+        const NOTHING: Known = Known { bytes: 0, long: false, rip: 0, plain: None };
+        Self { latest: [NOTHING; 16], evicted: [NOTHING; 16] }
     }
 
     /// What [`Plain::decode`] has said of the same bytes at `rip` before.
     #[inline(always)]
     #[must_use]
     pub fn find(&self, rip: u64, bytes: &[u8; 16], long: bool) -> Option<&Plain> {
-        let known = &self.0[Self::slot(rip)];
-        if known.bytes == u128::from_le_bytes(*bytes) && known.long == long { known.plain.as_ref() } else { None }
+        let plain = self.latest[Self::slot(rip)].of(bytes, long);
+        if plain.is_some() { plain } else { self.evicted[Self::second_slot(rip)].of(bytes, long) }
     }
 
     /// Remembers it.
     pub fn remember(&mut self, rip: u64, bytes: &[u8; 16], long: bool, plain: Plain) {
-        self.0[Self::slot(rip)] = Known { bytes: u128::from_le_bytes(*bytes), long, plain: Some(plain) };
+        let new = Known { bytes: u128::from_le_bytes(*bytes), long, rip, plain: Some(plain) };
+        let before = core::mem::replace(&mut self.latest[Self::slot(rip)], new);
+        if before.plain.is_some() {
+            self.evicted[Self::second_slot(before.rip)] = before;
+        }
     }
 
     #[inline(always)]
     const fn slot(rip: u64) -> usize {
         // Instructions that follow each other are some bytes apart.
         ((rip ^ rip >> 4) & 15) as usize
+    }
+
+    const fn second_slot(rip: u64) -> usize {
+        (rip >> 2 & 15) as usize
     }
 }
 

@@ -226,6 +226,15 @@ pub trait Cpu {
     fn port_in(&mut self, port: u16, width: Width) -> Result<u32, Stop>;
     /// OUT. The guest's right to the port (IOPL, TSS bitmap) has been checked. `value` is zero above `width`.
     fn port_out(&mut self, port: u16, width: Width, value: u32) -> Result<(), Stop>;
+    /// OUT of bytes, one after the other. Returns how many were written: all, unless one stops.
+    fn port_out_bytes(&mut self, port: u16, bytes: &[u8]) -> (usize, Result<(), Stop>) {
+        for (done, &byte) in bytes.iter().enumerate() {
+            if let Err(stop) = self.port_out(port, Width::Byte, byte.into()) {
+                return (done, Err(stop));
+            }
+        }
+        (bytes.len(), Ok(()))
+    }
 
     /// The low 256 bits of vector register `index` (0..=15), low half first; the high half is ignored without AVX. `None`: vector
     /// registers cannot be reached, and the instruction is unsupported.

@@ -272,10 +272,9 @@ impl Run {
             }
             from = from.wrapping_add(block.len() as u64);
             if width == Width::Byte {
-                for &byte in &*block {
-                    m.cpu.port_out(self.port, width, u32::from(byte))?;
-                    self.done += 1;
-                }
+                let (done, result) = m.cpu.port_out_bytes(self.port, block);
+                self.done += done as u64;
+                result?;
                 continue;
             }
             for element in block.chunks_exact(width.bytes()) {

@@ -3,7 +3,8 @@
 use super::{spec::PrimaryControls, spec::control, spec::guest, vcpu::VmxVcpu};
 use core::fmt;
 use x86defs::{
-    ApicAccess, Exception, Gpr, Gprs, Owner, Resume, Segment, SegmentRegister, TaskSwitch, UnknownMsr, Vcpu, VcpuState, paging::PagingContext,
+    ApicAccess, Exception, Gpr, Gprs, Owner, Resume, Segment, SegmentRegister, TaskSwitch, UnknownMsr, Vcpu, VcpuState,
+    paging::PagingContext,
 };
 
 impl Vcpu for VmxVcpu {

@@ -5,8 +5,8 @@
 use super::spec::{guest, interruption, reason, ro};
 use crate::event::Event;
 use x86defs::{
-    Access, ControlRegister, Cr0, EntryFailure, Exception, Exit, Gpa, Gpr, LOCAL_APIC, Owner, Rflags, TaskSwitch, TaskSwitchReason,
-    Width, vector,
+    Access, ControlRegister, Cr0, EntryFailure, Exception, Exit, Gpa, Gpr, LOCAL_APIC, Owner, Rflags, TaskSwitch,
+    TaskSwitchReason, Width, vector,
 };
 
 /// What decoding needs to know. Each field is read only if the exit reason defines it, because a nested VMREAD is an exit itself.

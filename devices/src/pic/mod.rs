@@ -14,7 +14,7 @@ mod tests;
 
 use crate::{
     PortDevice,
-    ports::{read_bytes, write_bytes},
+    ports::{read_wide, write_wide},
 };
 use chip::Chip;
 pub use chip::{ChipState, InitStep};
@@ -172,10 +172,16 @@ impl Pic {
 
 impl PortDevice for Pic {
     fn port_read(&mut self, _: Time, offset: u16, width: Width) -> u32 {
-        read_bytes(offset, width, (offset | 1).saturating_add(1), |offset| self.read(offset))
+        if width == Width::Byte {
+            return self.read(offset).into();
+        }
+        read_wide(offset, width, (offset | 1).saturating_add(1), &mut |offset| self.read(offset))
     }
 
     fn port_write(&mut self, _: Time, offset: u16, width: Width, value: u32) {
-        write_bytes(offset, width, (offset | 1).saturating_add(1), value, |offset, value| self.write(offset, value));
+        if width == Width::Byte {
+            return self.write(offset, value as u8);
+        }
+        write_wide(offset, width, (offset | 1).saturating_add(1), value, &mut |offset, value| self.write(offset, value));
     }
 }

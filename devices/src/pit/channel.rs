@@ -150,8 +150,15 @@ impl Channel {
     }
 
     /// Does the load that is due by `tick`.
+    #[inline(always)]
     pub(super) fn sync(&mut self, tick: u64) {
-        let Some(at) = self.load_at.filter(|&at| at <= tick) else { return };
+        if let Some(at) = self.due_load(tick) {
+            self.load(at);
+        }
+    }
+
+    #[inline(never)]
+    fn load(&mut self, at: u64) {
         self.load_at = None;
         self.null_count = false;
         let count = self.decoded_count();
@@ -391,6 +398,7 @@ impl Channel {
     }
 
     /// The load that is to come, if it is due by `tick`.
+    #[inline(always)]
     pub(super) fn due_load(&self, tick: u64) -> Option<u64> {
         self.load_at.filter(|&at| at <= tick)
     }

@@ -15,7 +15,7 @@ mod tests;
 use crate::{
     Line, MissedTicks, PinState, PortDevice, TimedDevice,
     missed::Owed,
-    ports::{read_bytes, write_bytes},
+    ports::{read_wide, write_wide},
     ticks::TickClock,
 };
 use channel::Channel;
@@ -239,6 +239,7 @@ impl Pit {
         }
     }
 
+    #[inline]
     fn write(&mut self, tick: u64, offset: u16, value: u8) {
         match offset {
             PORT_61_OFFSET => {
@@ -287,12 +288,18 @@ const fn bank_end(offset: u16) -> u16 {
 impl PortDevice for Pit {
     fn port_read(&mut self, now: Time, offset: u16, width: Width) -> u32 {
         let tick = self.arrive(now);
-        read_bytes(offset, width, bank_end(offset), |offset| self.read(tick, offset))
+        if width == Width::Byte {
+            return self.read(tick, offset).into();
+        }
+        read_wide(offset, width, bank_end(offset), &mut |offset| self.read(tick, offset))
     }
 
     fn port_write(&mut self, now: Time, offset: u16, width: Width, value: u32) {
         let tick = self.arrive(now);
-        write_bytes(offset, width, bank_end(offset), value, |offset, value| self.write(tick, offset, value));
+        if width == Width::Byte {
+            return self.write(tick, offset, value as u8);
+        }
+        write_wide(offset, width, bank_end(offset), value, &mut |offset, value| self.write(tick, offset, value));
     }
 }
 

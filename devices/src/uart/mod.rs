@@ -13,7 +13,7 @@ mod tests;
 use crate::{
     Line, PortDevice, TimedDevice,
     fifo::Fifo,
-    ports::{read_bytes, write_bytes},
+    ports::{read_wide, write_wide},
 };
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -460,6 +460,7 @@ impl Uart {
         }
     }
 
+    #[inline]
     fn write(&mut self, now: Time, offset: u16, value: u8) {
         let dlab = self.lcr.contains(Lcr::DLAB);
         let [divisor_low, divisor_high] = self.divisor.to_le_bytes();
@@ -562,12 +563,18 @@ impl Uart {
 impl PortDevice for Uart {
     #[inline]
     fn port_read(&mut self, now: Time, offset: u16, width: Width) -> u32 {
-        read_bytes(offset, width, PORTS, |offset| self.read(now, offset))
+        if width == Width::Byte {
+            return self.read(now, offset).into();
+        }
+        read_wide(offset, width, PORTS, &mut |offset| self.read(now, offset))
     }
 
     #[inline]
     fn port_write(&mut self, now: Time, offset: u16, width: Width, value: u32) {
-        write_bytes(offset, width, PORTS, value, |offset, value| self.write(now, offset, value));
+        if width == Width::Byte {
+            return self.write(now, offset, value as u8);
+        }
+        write_wide(offset, width, PORTS, value, &mut |offset, value| self.write(now, offset, value));
     }
 }
 

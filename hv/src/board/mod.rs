@@ -280,6 +280,18 @@ impl Board {
         self.port_write(now, port, width, value);
     }
 
+    /// Bytes that one instruction writes to a port, one after the other.
+    pub fn port_write_bytes(&self, now: Time, port: u16, bytes: &[u8]) {
+        match self.ports.find(port) {
+            Some((owner, offset)) => {
+                for &byte in bytes {
+                    self.device_write(owner, now, port, offset, Width::Byte, byte.into());
+                }
+            }
+            None => bytes.iter().for_each(|&byte| self.unclaimed_write(now, port, Width::Byte, byte.into())),
+        }
+    }
+
     /// As for reads, each device's way is its own.
     #[inline(always)]
     fn device_write(&self, owner: PortOwner, now: Time, port: u16, offset: u16, width: Width, value: u32) {

@@ -235,6 +235,12 @@ impl<P: Platform> Cpu for Emulation<'_, P> {
         Ok(())
     }
 
+    fn port_out_bytes(&mut self, port: u16, bytes: &[u8]) -> (usize, Result<(), Stop>) {
+        let now = *self.now.get_or_insert_with(|| self.cx.now());
+        self.vm.board.port_write_bytes(now, port, bytes);
+        (bytes.len(), Ok(()))
+    }
+
     fn vector(&mut self, index: u8) -> Option<[u128; 2]> {
         Some(self.hw.vector(index))
     }
