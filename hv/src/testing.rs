@@ -1,5 +1,9 @@
 //! A scripted machine for host tests: vCPUs that play back exits and write down the answers, RAM in a `Vec`, time that tests set.
 
+use crate::vcpu::{
+    CpuidPolicy, Xcr0Policy,
+    features::{CpuidMask, Features},
+};
 use alloc::{collections::VecDeque, sync::Arc, vec, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Mutex;
@@ -313,6 +317,7 @@ impl Platform for FakePlatform {
             0 => CpuidResult { eax: 0x1f, ebx: 0x756e_6547, ecx: 0x6c65_746e, edx: 0x4965_6e69 },
             1 => CpuidResult { eax: 0x306c3, ..ones },
             0xd if subleaf == 0 => CpuidResult { eax: 0x2e7, ebx: 576, ecx: 2696, edx: 0 },
+            0xd if subleaf == 1 => ones,
             0xd => CpuidResult { eax: 64, ebx: 576, ecx: 0, edx: 0 },
             0x8000_0000 => CpuidResult { eax: 0x8000_0020, ..CpuidResult::default() },
             0x8000_0008 => CpuidResult { eax: 0x3028, ..ones },
@@ -395,4 +400,10 @@ pub fn flat_protected_mode(vcpu: &mut FakeVcpu, rip: u64) {
         *segment = Segment::flat(16, 3, false);
     }
     s.rip = rip;
+}
+
+/// The CPUID policy of a vCPU on `platform`, with a TSC of 2 GHz.
+pub fn cpuid_policy(platform: &FakePlatform, id: u32, vcpus: u32, mask: &CpuidMask) -> CpuidPolicy {
+    let features = Features::new(platform, vcpus, mask).unwrap();
+    CpuidPolicy::new(platform, &features, id, vcpus, &Xcr0Policy::new(&features), 2_000_000_000)
 }

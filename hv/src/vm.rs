@@ -4,13 +4,16 @@ use crate::{
     acpi,
     board::{Board, BoardConfig, SERIAL_PORTS},
     clock::Clock,
-    config::{ConfigError, GuestConfig, Key, Reason, Serial, TscMode},
+    config::{ConfigError, CpuidError, GuestConfig, Key, Reason, Serial, TscMode},
     console::{Console, GuestConsole},
     layout,
     loader::{self, LoadRequest, Ramdisk},
     log,
     run::Module,
-    vcpu::{CpuidPolicy, CrashReason, MsrState, VirtCpu, Xcr0Policy},
+    vcpu::{
+        CpuidPolicy, CrashReason, MsrState, VirtCpu, Xcr0Policy,
+        features::{Features, Word},
+    },
 };
 use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::{
@@ -19,7 +22,7 @@ use core::{
 };
 use devices::{debugcon::LineBuffer, lapic::LocalApic};
 use spin::Mutex;
-use x86defs::{GuestMemory, GuestMemoryExt, Platform, Time, Vcpu, VcpuConfig, VcpuState, Width};
+use x86defs::{Efer, GuestMemory, GuestMemoryExt, Platform, Time, Vcpu, VcpuConfig, VcpuState, Width};
 
 /// How a guest ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -183,9 +186,14 @@ impl<P: Platform> Vm<P> {
         let config = &blueprint.config;
         let create = |error| config.error(Key::Memory, Reason::Create(error));
 
+        let features = Features::new(platform, config.vcpus, &config.cpuid)
+            .map_err(|missing| config.error(Key::Cpuid, Reason::Cpuid(CpuidError::Unavailable(missing))))?;
         let ranges = layout::ram_ranges(config.memory);
         let memory = Arc::new(platform.create_memory(&ranges).map_err(create)?);
         let entry = blueprint.load(&*memory)?;
+        if entry.efer & Efer::LME.bits() != 0 && !features.has((Word::X1Edx, 29)) {
+            return Err(config.error(Key::Cpuid, Reason::Cpuid(CpuidError::EntersLongMode)));
+        }
 
         let apics: Vec<Arc<LocalApic>> = (0..config.vcpus).map(|n| LocalApic::new_shared(n, n == 0)).collect();
         let now = clock.now(platform);
@@ -227,13 +235,13 @@ impl<P: Platform> Vm<P> {
             console: console.clone(),
         });
 
-        let xcr0 = Xcr0Policy::new(platform);
+        let xcr0 = Xcr0Policy::new(&features);
         // All vCPUs of a guest share the offset: their TSCs are in step, and start at zero.
         let tsc_mode = config.tsc_mode;
         let tsc_offset = tsc_mode.counter(clock, platform.tsc()).wrapping_neg();
         let mut vcpus = Vec::new();
         for (n, apic) in (0..config.vcpus).zip(apics) {
-            let cpuid = Box::new(CpuidPolicy::new(platform, n, config.vcpus, &xcr0, tsc_mode.hz(clock.tsc_hz())));
+            let cpuid = Box::new(CpuidPolicy::new(platform, &features, n, config.vcpus, &xcr0, tsc_mode.hz(clock.tsc_hz())));
             let hw_config = VcpuConfig {
                 id: n,
                 vcpus: config.vcpus,

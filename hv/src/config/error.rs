@@ -1,6 +1,6 @@
 //! Why a guest configuration is refused.
 
-use super::Key;
+use super::{CpuidError, Key};
 use crate::{cpulist::CpuListError, cpumask::CpuMask, loader::LoadError};
 use alloc::string::String;
 use core::fmt;
@@ -102,6 +102,8 @@ pub enum Reason {
         pins: usize,
         vcpus: u32,
     },
+    /// cpuid, or what it takes away.
+    Cpuid(CpuidError),
     /// maxmem is not memory, both in MiB.
     MaxmemDiffers {
         maxmem: u64,
@@ -168,6 +170,7 @@ impl fmt::Display for Reason {
             Self::MorePinsThanVcpus { pins, vcpus } => {
                 write!(f, "a list for {pins} vCPUs, of which there are {vcpus}; the others are ignored")
             }
+            Self::Cpuid(error) => write!(f, "{error}"),
             Self::MaxmemDiffers { maxmem, memory } => {
                 write!(f, "{maxmem} MiB is not memory's {memory} MiB: ballooning is not supported yet")
             }

@@ -13,6 +13,7 @@ pub enum Key {
     Cpus,
     CpuWeight,
     Cap,
+    Cpuid,
     Kernel,
     KernelFormat,
     LoadAddress,
@@ -35,7 +36,7 @@ pub enum Key {
 }
 
 impl Key {
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::Name,
         Self::Type,
         Self::Memory,
@@ -45,6 +46,7 @@ impl Key {
         Self::Cpus,
         Self::CpuWeight,
         Self::Cap,
+        Self::Cpuid,
         Self::Kernel,
         Self::KernelFormat,
         Self::LoadAddress,
@@ -79,6 +81,7 @@ impl Key {
             Self::Cpus => "cpus",
             Self::CpuWeight => "cpu_weight",
             Self::Cap => "cap",
+            Self::Cpuid => "cpuid",
             Self::Kernel => "kernel",
             Self::KernelFormat => "kernel_format",
             Self::LoadAddress => "load_address",
@@ -155,7 +158,7 @@ pub(crate) fn distance(a: &[u8], b: &[u8]) -> usize {
 #[rustfmt::skip]
 const XL_KEYS: &[&str] = &[
     "acpi", "acpi_firmware", "acpi_laptop_slate", "acpi_s3", "acpi_s4", "altp2m", "altp2m_count", "altp2mhvm", "apic",
-    "arm_sci", "bios", "bios_path_override", "boot", "bootloader", "bootloader_args", "channel", "cpuid", "cpus_soft", "device_model_args", "device_model_args_hvm", "device_model_args_pv", "device_model_override",
+    "arm_sci", "bios", "bios_path_override", "boot", "bootloader", "bootloader_args", "channel", "cpus_soft", "device_model_args", "device_model_args_hvm", "device_model_args_pv", "device_model_override",
     "device_model_stubdomain_override", "device_model_stubdomain_seclabel", "device_model_user", "device_model_version",
     "device_tree", "disk", "dm_restrict", "driver_domain", "dtdev", "e820_host", "firmware", "gfx_passthru", "gic_version",
     "hap", "hdtype", "init_seclabel", "iomem", "ioports", "irqs", "keymap", "llc_colors",

@@ -3,14 +3,16 @@
 //! Everything in a file is checked before the guest exists, and every reason to refuse it is reported, with file, line and key.
 //! `docs/guest-config.md` is the manual.
 
+mod cpuid;
 mod error;
 mod keys;
 
+pub use cpuid::CpuidError;
 pub use error::{ConfigError, Reason};
 pub use keys::Key;
 pub(crate) use keys::distance;
 
-use crate::{board::SERIAL_PORTS, cpulist, cpumask::CpuMask, layout, loader::Format};
+use crate::{board::SERIAL_PORTS, cpulist, cpumask::CpuMask, layout, loader::Format, vcpu::features::CpuidMask};
 use alloc::{format, string::String, vec::Vec};
 use devices::MissedTicks;
 use toml::{
@@ -47,6 +49,8 @@ pub struct GuestConfig {
     pub cpu_weight: u16,
     /// Most CPU time, in percent of one CPU (`cap`); 0 for no limit, at most 100 for each vCPU.
     pub cap: u32,
+    /// What its CPUs show differently (`cpuid`).
+    pub cpuid: CpuidMask,
     /// Names of boot modules.
     pub kernel: String,
     pub kernel_format: Format,
@@ -259,6 +263,7 @@ impl<'t> Reader<'_, 't> {
         let cpu_weight = self.number(Key::CpuWeight, 1, u16::MAX.into()).and_then(|n| u16::try_from(n).ok());
         let most = u64::from(vcpus.unwrap_or(MAX_VCPUS)) * 100;
         let cap = self.number(Key::Cap, 0, most).and_then(|n| u32::try_from(n).ok());
+        let cpuid = self.cpuid();
         let kernel = self.required(Key::Kernel);
         let kernel_format = self.kernel_format();
         let ramdisk = self.optional_text(Key::Ramdisk);
@@ -284,6 +289,7 @@ impl<'t> Reader<'_, 't> {
             cpus: cpus?,
             cpu_weight: cpu_weight.unwrap_or(DEFAULT_WEIGHT),
             cap: cap.unwrap_or(0),
+            cpuid,
             kernel: kernel?,
             kernel_format: kernel_format?,
             ramdisk,

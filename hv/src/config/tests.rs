@@ -345,3 +345,70 @@ proptest! {
         }
     }
 }
+
+fn cpuid_error(value: &str) -> String {
+    error(&format!("{GOOD}cpuid = {value}\n")).strip_prefix("a.cfg:4: cpuid: ").unwrap().to_string()
+}
+
+#[test]
+fn cpuid_in_both_forms() {
+    use crate::vcpu::features::{CpuidMask, Word};
+    assert_eq!(good("").cpuid, CpuidMask::default());
+    assert_eq!(good("cpuid = \"host\"\n").cpuid, CpuidMask::default());
+    let mask = good(
+        "cpuid = \"host,tm=0,sse3=0, sse4.1=1 ,sse4_2=1,tsc-deadline=x,tsc_adjust=k,avx512ifma=0,svm_npt=0,family=0x1f,model=26,stepping=x,nc=x\"\n",
+    )
+    .cpuid;
+    assert_eq!(mask.of(Word::L1Edx), (1 << 29, 0));
+    assert_eq!(mask.of(Word::L1Ecx), (1, 1 << 19 | 1 << 20));
+    assert_eq!(mask.of(Word::L7Ebx), (1 << 21, 0));
+    assert_eq!(mask.apply(Word::Signature, 0x306c3), 0x0101_0fa3, "family 15 + 16, model 16 + 10, the host's stepping");
+    assert_eq!(good("cpuid = \"host,family=6,model=60\"\n").cpuid.apply(Word::Signature, 0xffff_ffff), 0xf003_f6cf);
+    let last = good("cpuid = \"host,sse3=0,sse3=1,aes=1,aes=x\"\n").cpuid;
+    assert_eq!(last.of(Word::L1Ecx), (0, 1), "the last word counts");
+
+    let mask = good(
+        "cpuid = [\"0x1:ecx=xxxxxxxxxx0xxxxxxxxxxxxxxxxxxxx1,edx=kkkkkkkkkkkkkkkkssssssssssssss0x\", \"7,0:ebx=0xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\",\
+         \"0x4:eax=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\", \"1:ebx=xxxxxxxxxxxxxxxxxxxxxxxx00000001\"]\n",
+    )
+    .cpuid;
+    assert_eq!(mask.of(Word::L1Ecx), (1 << 21, 1));
+    assert_eq!(mask.of(Word::L1Edx), (1 << 1, 0));
+    assert_eq!(mask.of(Word::L7Ebx), (1 << 31, 0));
+    assert_eq!(mask.apply(Word::Brand, 0x0808), 0x0801);
+}
+
+#[test]
+fn cpuid_that_cannot_be() {
+    for (value, text) in [
+        ("\"sse3=0\"", "must begin with \"host\", or be a list of strings"),
+        ("\"host,sse3\"", "\"sse3\" is not NAME=VALUE"),
+        ("\"host,\"", "\"\" is not NAME=VALUE"),
+        ("\"host,sse9=0\"", "no feature is named \"sse9\""),
+        ("\"host,.=0\"", "no feature is named \".\""),
+        ("\"host,sse3=2\"", "sse3=2: must be 0, 1, x, k or s"),
+        ("\"host,model=256\"", "model=256: must be a number of 0 to 255, or x, k or s"),
+        ("\"host,maxleaf=0\"", "maxleaf=0: must be a number of 1 to 22, or x, k or s"),
+        ("\"host,maxleaf=0x17\"", "maxleaf=0x17: must be a number of 1 to 22, or x, k or s"),
+        ("\"host,proccount=2\"", "proccount cannot be changed"),
+        ("\"host,apic=0\"", "apic cannot be changed"),
+        ("\"host,osxsave=0\"", "osxsave cannot be changed"),
+        ("\"host,svm_npt=1\"", "svm_npt cannot be changed"),
+        ("[\"0x1\"]", "\"0x1\" is not LEAF:REGISTER=BITS or LEAF,SUBLEAF:REGISTER=BITS"),
+        ("[\"1:esi=0\"]", "\"1:esi=0\" is not LEAF:REGISTER=BITS or LEAF,SUBLEAF:REGISTER=BITS"),
+        ("[\"x:ecx=0\"]", "\"x:ecx=0\" is not LEAF:REGISTER=BITS or LEAF,SUBLEAF:REGISTER=BITS"),
+        ("[\"1:ecx=01\"]", "\"01\" is not 32 characters 0, 1, x, k and s"),
+        (
+            "[\"1:ecx=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx2\"]",
+            "\"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx2\" is not 32 characters 0, 1, x, k and s",
+        ),
+        ("[\"4,0:eax=0xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"]", "4,0:eax cannot be changed"),
+        ("[\"7,2:edx=0xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"]", "7,2:edx cannot be changed"),
+        ("[\"1:ebx=xxxxxxx0xxxxxxxxxxxxxxxxxxxxxxxx\"]", "1:ebx bit 24 cannot be changed"),
+        ("[\"0:eax=00000000000000000000000000000000\"]", "0:eax to zero cannot be changed"),
+        ("[1]", "must be a list of strings, not a number"),
+        ("1", "must be a string or a list of strings, not a number"),
+    ] {
+        assert_eq!(cpuid_error(value), text, "{value}");
+    }
+}

@@ -4,6 +4,8 @@ use super::{Context, VirtCpu, pvclock};
 use devices::lapic::{Effect, QuickEffect};
 use x86defs::{Exception, Platform, Resume, Vcpu, msr};
 
+/// IA32_APIC_BASE: x2APIC mode.
+const X2APIC_ENABLE: u64 = 1 << 10;
 const X2APIC: core::ops::RangeInclusive<u32> = msr::X2APIC_BASE..=msr::X2APIC_LAST;
 
 impl<P: Platform> VirtCpu<P> {
@@ -12,7 +14,7 @@ impl<P: Platform> VirtCpu<P> {
         let value = match index {
             index if X2APIC.contains(&index) => self.apic.msr_read(cx, index).map_err(|_| super::Gp),
             msr::IA32_APIC_BASE => Ok(self.apic.base_msr()),
-            msr::IA32_TSC_DEADLINE => Ok(self.apic.tsc_deadline()),
+            msr::IA32_TSC_DEADLINE if self.cpuid.has_tsc_deadline() => Ok(self.apic.tsc_deadline()),
             pvclock::WALL_CLOCK | pvclock::SYSTEM_TIME => Ok(self.pvclock.read(index)),
             _ => self.msrs.read(&self.hw, &self.cpuid, || self.tsc_counter(cx), index),
         };
@@ -39,12 +41,13 @@ impl<P: Platform> VirtCpu<P> {
     fn other_msr_write(&mut self, cx: &Context<'_, P>, index: u32, value: u64) {
         let result = match index {
             index if X2APIC.contains(&index) => self.x2apic_write(cx, index, value),
+            msr::IA32_APIC_BASE if value & X2APIC_ENABLE != 0 && !self.cpuid.has_x2apic() => Err(super::Gp),
             msr::IA32_APIC_BASE => {
                 let result = self.apic.set_base_msr(value, self.cpuid.phys_bits()).map_err(|_| super::Gp);
                 self.update_virtual_apic();
                 result
             }
-            msr::IA32_TSC_DEADLINE => {
+            msr::IA32_TSC_DEADLINE if self.cpuid.has_tsc_deadline() => {
                 self.tsc_deadline_write(cx, value);
                 Ok(())
             }

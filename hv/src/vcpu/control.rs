@@ -1,7 +1,8 @@
 //! Control-register and EFER rules: which values a guest may write, and the fault for the others (Intel SDM vol. 3A, 2.5; vol. 2B "MOV—Move
 //! to/from Control Registers"; AMD APM vol. 2, 3.1, 24593 rev 3.42).
 
-use x86defs::{Cr0, Cr4, Efer, Platform};
+use super::features::Features;
+use x86defs::{Cr0, Cr4, Efer};
 
 /// The guest's write must raise #GP(0).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,28 +78,18 @@ pub fn check_efer(now: &ControlState, value: u64, allowed: u64) -> Result<u64, G
     Ok(value & !lma | now.efer & lma)
 }
 
-/// XCR0 bits that a guest may set, from the host's leaf 0DH.
+/// XCR0 bits that a guest may set.
 #[derive(Clone, Copy, Debug)]
 pub struct Xcr0Policy {
-    /// Zero if the host has no XSAVE.
+    /// Zero if the guest has no XSAVE.
     pub allowed: u64,
 }
 
-/// x87, SSE, AVX, AVX-512 (three parts), PKRU.
-const XCR0_KNOWN: u64 = 0x2e7;
-
 impl Xcr0Policy {
-    pub fn new<P: Platform>(platform: &P) -> Self {
-        let has_xsave = platform.cpuid(1, 0).ecx & 1 << 26 != 0 && platform.cpuid(0, 0).eax >= 0xd;
-        if !has_xsave {
-            return Self { allowed: 0 };
-        }
-        let host = platform.cpuid(0xd, 0);
-        let mut allowed = (u64::from(host.edx) << 32 | u64::from(host.eax)) & XCR0_KNOWN;
-        if allowed & 0xe0 != 0xe0 || allowed & 4 == 0 {
-            allowed &= !0xe0;
-        }
-        Self { allowed }
+    /// Those of the guest's features.
+    #[must_use]
+    pub fn new(features: &Features) -> Self {
+        Self { allowed: features.xcr0() }
     }
 
     /// Checks an XSETBV (SDM vol. 1, 13.3).

@@ -1,11 +1,13 @@
-//! CPUID policy: what CPU a guest sees. Built once per vCPU from the host's leaves, by allow-lists: a feature that nobody has thought
-//! about is hidden. (Intel SDM vol. 2A "CPUID", 253666-081; AMD APM vol. 3 appendix E, 24594 rev 3.35.)
+//! CPUID policy: what CPU a guest sees. Built once per vCPU from the host's leaves and the guest's [`Features`]. (Intel SDM vol. 2A "CPUID", 253666-081; AMD APM vol. 3 appendix E, 24594 rev 3.35.)
 
-use super::Xcr0Policy;
+use super::{
+    Xcr0Policy,
+    features::{Features, Word, is_amd},
+};
 use x86defs::{CpuidResult, Cr4, Platform};
 
 /// Highest basic leaf that any guest sees: 15H gives the TSC's and the LAPIC timer's frequency.
-const MAX_BASIC: u32 = 0x16;
+pub const MAX_BASIC: u32 = 0x16;
 const MAX_EXTENDED: u32 = 0x8000_001f;
 /// Highest hypervisor leaf: 4000_0010H gives TSC and APIC bus frequencies in kHz.
 const MAX_HYPERVISOR: u32 = 0x4000_0010;
@@ -16,96 +18,18 @@ const EXTENDED_COUNT: usize = (MAX_EXTENDED & 0xff) as usize + 1;
 /// The guest's LAPIC timer input clock in Hz, which is also the "core crystal clock" of leaf 15H.
 pub const APIC_BUS_HZ: u64 = 1_000_000_000;
 
-/// Leaf 1 ECX: allowed if the host has it. Absent on purpose: MONITOR, DS-CPL, VMX, SMX, EIST, TM2, DEBUG, xTPR, PDCM, DCA.
-const L1_ECX_ALLOW: u32 = 1 << 0 // SSE3
-    | 1 << 1 // PCLMULQDQ
-    | 1 << 9 // SSSE3
-    | 1 << 12 // FMA
-    | 1 << 13 // CMPXCHG16B
-    | 1 << 17 // PCID
-    | 1 << 19 // SSE4.1
-    | 1 << 20 // SSE4.2
-    | 1 << 22 // MOVBE
-    | 1 << 23 // POPCNT
-    | 1 << 25 // AES
-    | 1 << 26 // XSAVE
-    | 1 << 28 // AVX
-    | 1 << 29 // F16C
-    | 1 << 30; // RDRAND
 const L1_ECX_X2APIC: u32 = 1 << 21;
 const L1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const L1_ECX_OSXSAVE: u32 = 1 << 27;
-const L1_ECX_HYPERVISOR: u32 = 1 << 31;
 const L1_ECX_XSAVE: u32 = 1 << 26;
 const L1_ECX_PCID: u32 = 1 << 17;
-/// Leaf 1 EDX: everything but PSN (18), DS (21), ACPI (22), SS (27), HTT (28, set by topology), TM (29), IA64 (30), PBE (31).
-const L1_EDX_ALLOW: u32 = !(1 << 10 | 1 << 18 | 1 << 20 | 1 << 21 | 1 << 22 | 1 << 27 | 1 << 28 | 1 << 29 | 1 << 30 | 1 << 31);
 /// Also in leaf 8000_0001H.
 const L1_EDX_APIC: u32 = 1 << 9;
 /// IA32_APIC_BASE: the local APIC is there.
 const APIC_ENABLE: u64 = 1 << 11;
-const L1_EDX_HTT: u32 = 1 << 28;
-
-/// Leaf 7.0 EBX. Absent: SGX, HLE/RTM (transactions abort on any exit), RDT, MPX, PT, PCOMMIT.
-const L7_EBX_ALLOW: u32 = 1 << 0 // FSGSBASE
-    | 1 << 3 // BMI1
-    | 1 << 5 // AVX2
-    | 1 << 6 // FDP_EXCPTN_ONLY
-    | 1 << 7 // SMEP
-    | 1 << 8 // BMI2
-    | 1 << 9 // ERMS
-    | 1 << 10 // INVPCID
-    | 1 << 13 // deprecates FPU CS/DS
-    | 1 << 18 // RDSEED
-    | 1 << 19 // ADX
-    | 1 << 20 // SMAP
-    | 1 << 23 // CLFLUSHOPT
-    | 1 << 24 // CLWB
-    | 1 << 29; // SHA
 const L7_EBX_TSC_ADJUST: u32 = 1 << 1;
-const L7_EBX_AVX512: u32 = 1 << 16 | 1 << 17 | 1 << 21 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 30 | 1 << 31;
-const L7_EBX_AVX2: u32 = 1 << 5;
-const L7_ECX_ALLOW: u32 = 1 << 0 // PREFETCHWT1
-    | 1 << 2 // UMIP
-    | 1 << 3 // PKU
-    | 1 << 8 // GFNI
-    | 1 << 9 // VAES
-    | 1 << 10 // VPCLMULQDQ
-    | 1 << 16 // LA57
-    | 1 << 22; // RDPID
-const L7_ECX_AVX512: u32 = 1 << 1 | 1 << 6 | 1 << 11 | 1 << 12 | 1 << 14;
-const L7_ECX_AVX: u32 = 1 << 9 | 1 << 10;
 const L7_ECX_PKU: u32 = 1 << 3;
 const L7_ECX_OSPKE: u32 = 1 << 4;
-const L7_EDX_ALLOW: u32 = 1 << 4 // fast short REP MOV
-    | 1 << 10 // MD_CLEAR (VERW)
-    | 1 << 14; // SERIALIZE
-const L7_EDX_AVX512: u32 = 1 << 2 | 1 << 3 | 1 << 8 | 1 << 23;
-
-/// Leaf 8000_0001H ECX. Absent: SVM, EXTAPIC, OSVW, IBS, SKINIT, WDT, LWP, PERFCTR, DBEXT, PTSC, MONITORX.
-const X1_ECX_ALLOW: u32 = 1 << 0 // LAHF/SAHF
-    | 1 << 1 // CMP_LEGACY, fixed up by topology
-    | 1 << 4 // MOV CR8 by LOCK MOV CR0
-    | 1 << 5 // LZCNT
-    | 1 << 6 // SSE4A
-    | 1 << 7 // misaligned SSE
-    | 1 << 8 // PREFETCHW
-    | 1 << 11 // XOP
-    | 1 << 16 // FMA4
-    | 1 << 21 // TBM
-    | 1 << 22; // topology extensions
-const X1_ECX_CMP_LEGACY: u32 = 1 << 1;
-const X1_ECX_AVX: u32 = 1 << 11 | 1 << 16;
-const X1_EDX_ALLOW: u32 = 0x0183_f3ff // the bits that mirror leaf 1
-    | 1 << 11 // SYSCALL
-    | 1 << 20 // NX
-    | 1 << 22 // MMX extensions
-    | 1 << 25 // FXSAVE optimisation
-    | 1 << 26 // 1-GiB pages
-    | 1 << 27 // RDTSCP
-    | 1 << 29; // long mode
-/// Leaf 8000_0008H EBX: CLZERO, XSAVE error pointers, WBNOINVD.
-const X8_EBX_ALLOW: u32 = 1 << 0 | 1 << 2 | 1 << 9;
 
 /// "KVMKVMKVM": stock kernels know this interface, and with it use x2APIC without interrupt remapping.
 const SIGNATURE_KVM: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x0000_004d];
@@ -153,20 +77,18 @@ impl CpuidContext {
 
 impl CpuidPolicy {
     /// The policy for the vCPU with this APIC id in a guest of `vcpus` vCPUs, whose TSC has `tsc_hz` Hz.
-    pub fn new<P: Platform>(platform: &P, apic_id: u32, vcpus: u32, xcr0: &Xcr0Policy, tsc_hz: u64) -> Self {
+    pub fn new<P: Platform>(platform: &P, features: &Features, apic_id: u32, vcpus: u32, xcr0: &Xcr0Policy, tsc_hz: u64) -> Self {
         let host = |leaf, subleaf| platform.cpuid(leaf, subleaf);
         let zero = host(0, 0);
-        let amd = [zero.ebx, zero.edx, zero.ecx] != [0x756e_6547, 0x4965_6e69, 0x6c65_746e];
+        let amd = is_amd(&zero);
         let host_basic = zero.eax;
         let host_extended = host(0x8000_0000, 0).eax;
         let basic = |leaf| if leaf <= host_basic { host(leaf, 0) } else { CpuidResult::default() };
         let extended = |leaf| {
             if (0x8000_0000..=host_extended).contains(&leaf) { host(leaf, 0) } else { CpuidResult::default() }
         };
-        let avx = xcr0.allowed & 4 != 0;
-        let avx512 = xcr0.allowed & 0xe0 == 0xe0;
         let tsc_khz = u32::try_from(tsc_hz / 1000).unwrap_or(u32::MAX);
-        let max_basic = MAX_BASIC;
+        let max_basic = features.max_leaf();
         let max_extended = host_extended.clamp(0x8000_0008, MAX_EXTENDED);
 
         let mut policy = Self {
@@ -191,18 +113,11 @@ impl CpuidPolicy {
         // Intel counts the APIC ids that the package has room for (SDM vol. 3A, 9.9.2), AMD the processors.
         let logical_processors = if amd { vcpus } else { vcpus.next_power_of_two() };
         let one = basic(1);
-        let mut ecx1 = one.ecx & L1_ECX_ALLOW | L1_ECX_X2APIC | L1_ECX_TSC_DEADLINE | L1_ECX_HYPERVISOR;
-        if !avx {
-            ecx1 &= !(1 << 28 | 1 << 12 | 1 << 29);
-        }
-        if xcr0.allowed == 0 {
-            ecx1 &= !L1_ECX_XSAVE;
-        }
         policy.basic[1] = CpuidResult {
-            eax: one.eax,
-            ebx: one.ebx & 0xffff | logical_processors.min(255) << 16 | (apic_id & 0xff) << 24,
-            ecx: ecx1,
-            edx: one.edx & L1_EDX_ALLOW | if vcpus > 1 { L1_EDX_HTT } else { 0 },
+            eax: features.signature(one.eax),
+            ebx: features.brand(one.ebx & 0xffff) | logical_processors.min(255) << 16 | (apic_id & 0xff) << 24,
+            ecx: features.word(Word::L1Ecx),
+            edx: features.word(Word::L1Edx),
         };
         policy.basic[2] = if amd { CpuidResult::default() } else { basic(2) };
         for (subleaf, slot) in policy.caches.iter_mut().enumerate() {
@@ -210,30 +125,15 @@ impl CpuidPolicy {
                 *slot = cache_leaf(host(4, subleaf as u32), vcpus);
             }
         }
-        // ARAT: the LAPIC timer never stops.
-        policy.basic[6] = CpuidResult { eax: 1 << 2, ..CpuidResult::default() };
-        let seven = basic(7);
-        let mut seven_ebx = seven.ebx & (L7_EBX_ALLOW | if avx512 { L7_EBX_AVX512 } else { 0 }) | L7_EBX_TSC_ADJUST;
-        let mut seven_ecx = seven.ecx & (L7_ECX_ALLOW | if avx512 { L7_ECX_AVX512 } else { 0 });
-        if !avx {
-            seven_ebx &= !L7_EBX_AVX2;
-            seven_ecx &= !L7_ECX_AVX;
-        }
-        if xcr0.allowed & 1 << 9 == 0 {
-            seven_ecx &= !L7_ECX_PKU;
-        }
+        policy.basic[6] = CpuidResult { eax: features.word(Word::L6Eax), ..CpuidResult::default() };
         policy.basic[7] = CpuidResult {
-            eax: seven.eax.min(1),
-            ebx: seven_ebx,
-            ecx: seven_ecx,
-            edx: seven.edx & (L7_EDX_ALLOW | if avx512 { L7_EDX_AVX512 } else { 0 }),
+            eax: basic(7).eax.min(1),
+            ebx: features.word(Word::L7Ebx),
+            ecx: features.word(Word::L7Ecx),
+            edx: features.word(Word::L7Edx),
         };
-        if seven.eax >= 1 {
-            // AVX-VNNI, AVX512-BF16, fast zero-length MOVSB, fast short STOSB, fast short CMPSB.
-            let allow = 1 << 10 | 1 << 11 | 1 << 12 | if avx { 1 << 4 } else { 0 } | if avx512 { 1 << 5 } else { 0 };
-            policy.seven_one = CpuidResult { eax: host(7, 1).eax & allow, ..CpuidResult::default() };
-        }
-        policy.fill_xsave(&host, host_basic, xcr0);
+        policy.seven_one = CpuidResult { eax: features.word(Word::L71Eax), ..CpuidResult::default() };
+        policy.fill_xsave(&host, features, xcr0);
         // 15H: TSC = crystal x EBX / EAX; the crystal is the LAPIC timer's input clock.
         policy.basic[0x15] = CpuidResult { eax: (APIC_BUS_HZ / 1000) as u32, ebx: tsc_khz, ecx: APIC_BUS_HZ as u32, edx: 0 };
         policy.basic[0x16] =
@@ -241,30 +141,30 @@ impl CpuidPolicy {
 
         policy.extended[0] = CpuidResult { eax: max_extended, ..extended(0x8000_0000) };
         let x1 = extended(0x8000_0001);
-        let mut x1_ecx = x1.ecx & X1_ECX_ALLOW & !X1_ECX_CMP_LEGACY;
-        if amd && vcpus > 1 {
-            x1_ecx |= X1_ECX_CMP_LEGACY;
-        }
-        if !avx {
-            x1_ecx &= !X1_ECX_AVX;
-        }
-        policy.extended[1] = CpuidResult { eax: x1.eax, ebx: x1.ebx, ecx: x1_ecx, edx: x1.edx & X1_EDX_ALLOW };
+        policy.extended[1] = CpuidResult {
+            // On AMD the family, model and stepping again.
+            eax: if amd { features.signature(x1.eax) } else { x1.eax },
+            ebx: x1.ebx,
+            ecx: features.word(Word::X1Ecx),
+            edx: features.word(Word::X1Edx),
+        };
         for n in 2..=6 {
             policy.extended[n] = extended(0x8000_0000 + n as u32);
         }
-        // Invariant TSC: the guest's TSC is the one time base, which does not stop or change its rate.
-        policy.extended[7] = CpuidResult { edx: 1 << 8, ..CpuidResult::default() };
+        policy.extended[7] = CpuidResult { edx: features.word(Word::X7Edx), ..CpuidResult::default() };
         let x8 = extended(0x8000_0008);
         policy.phys_bits = if x8.eax & 0xff != 0 { x8.eax & 0xff } else { 36 };
         policy.extended[8] = CpuidResult {
             eax: if x8.eax != 0 { x8.eax & 0xffff } else { 0x3024 },
-            ebx: x8.ebx & X8_EBX_ALLOW,
+            ebx: features.word(Word::X8Ebx),
             ecx: if amd { (vcpus - 1) & 0xff | topology_bits << 12 } else { 0 },
             edx: 0,
         };
         if amd {
             policy.extended[0x19] = extended(0x8000_0019);
             policy.extended[0x1a] = extended(0x8000_001a);
+        }
+        if amd && features.has((Word::X1Ecx, 22)) {
             for (subleaf, slot) in policy.amd_caches.iter_mut().enumerate() {
                 if host_extended >= 0x8000_001d {
                     *slot = amd_cache_leaf(host(0x8000_001d, subleaf as u32), vcpus);
@@ -274,11 +174,20 @@ impl CpuidPolicy {
             policy.extended[0x1e] = CpuidResult { eax: apic_id, ebx: apic_id & 0xff, ecx: 0, edx: 0 };
         }
         policy.cr4_allowed = policy.derive_cr4();
+        policy.end_basic_leaves();
         policy
     }
 
-    fn fill_xsave(&mut self, host: &impl Fn(u32, u32) -> CpuidResult, host_basic: u32, xcr0: &Xcr0Policy) {
-        if host_basic < 0xd || xcr0.allowed == 0 {
+    /// Leaves above the highest are answered as those out of range are: with the data of the highest by Intel, with zeroes by AMD.
+    fn end_basic_leaves(&mut self) {
+        let beyond = self.max_basic as usize + 1;
+        let last = self.basic.get(self.max_basic as usize).copied().unwrap_or_default();
+        let fill = if self.amd { CpuidResult::default() } else { last };
+        self.basic.iter_mut().skip(beyond).for_each(|leaf| *leaf = fill);
+    }
+
+    fn fill_xsave(&mut self, host: &impl Fn(u32, u32) -> CpuidResult, features: &Features, xcr0: &Xcr0Policy) {
+        if xcr0.allowed == 0 {
             return;
         }
         let mut size = 576;
@@ -290,8 +199,7 @@ impl CpuidPolicy {
             }
         }
         self.xsave[0] = CpuidResult { eax: xcr0.allowed as u32, ebx: 576, ecx: size, edx: (xcr0.allowed >> 32) as u32 };
-        // XSAVEOPT, XSAVEC and XGETBV(1); no XSAVES.
-        self.xsave[1] = CpuidResult { eax: host(0xd, 1).eax & 7, ..CpuidResult::default() };
+        self.xsave[1] = CpuidResult { eax: features.word(Word::LD1Eax), ..CpuidResult::default() };
     }
 
     /// CR4 bits for which the guest's CPUID shows the feature (SDM vol. 3A, 2.5).
@@ -359,7 +267,25 @@ impl CpuidPolicy {
     /// True if leaf 8000_0001H shows RDTSCP, or leaf 7 RDPID: TSC_AUX exists.
     #[must_use]
     pub const fn has_tsc_aux(&self) -> bool {
-        self.extended[1].edx & 1 << 27 != 0 || self.basic[7].ecx & 1 << 22 != 0
+        self.extended[1].edx & 1 << 27 != 0 || self.max_basic >= 7 && self.basic[7].ecx & 1 << 22 != 0
+    }
+
+    /// True if the local APIC has an x2APIC mode.
+    #[must_use]
+    pub const fn has_x2apic(&self) -> bool {
+        self.basic[1].ecx & L1_ECX_X2APIC != 0
+    }
+
+    /// True if IA32_TSC_DEADLINE exists, and the timer's mode for it.
+    #[must_use]
+    pub const fn has_tsc_deadline(&self) -> bool {
+        self.basic[1].ecx & L1_ECX_TSC_DEADLINE != 0
+    }
+
+    /// True if IA32_TSC_ADJUST exists.
+    #[must_use]
+    pub const fn has_tsc_adjust(&self) -> bool {
+        self.max_basic >= 7 && self.basic[7].ebx & L7_EBX_TSC_ADJUST != 0
     }
 
     /// What CPUID answers.
@@ -377,7 +303,9 @@ impl CpuidPolicy {
     #[inline(never)]
     fn dynamic_leaf(&self, leaf: u32, subleaf: u32, context: CpuidContext) -> CpuidResult {
         if leaf <= MAX_BASIC {
+            let beyond = leaf > self.max_basic;
             match leaf {
+                _ if beyond => self.basic[leaf as usize],
                 1 => {
                     let mut result = self.basic[1];
                     if context.cr4 & Cr4::OSXSAVE.bits() != 0 {
@@ -500,11 +428,18 @@ fn amd_cache_leaf(host: CpuidResult, vcpus: u32) -> CpuidResult {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::FakePlatform;
+    use crate::{
+        testing::{FakePlatform, cpuid_policy},
+        vcpu::features::CpuidMask,
+    };
+
+    const L1_ECX_HYPERVISOR: u32 = 1 << 31;
+    const L1_EDX_HTT: u32 = 1 << 28;
+    const X1_ECX_CMP_LEGACY: u32 = 1 << 1;
 
     fn policy(vcpus: u32, id: u32) -> CpuidPolicy {
         let platform = FakePlatform::new();
-        CpuidPolicy::new(&platform, id, vcpus, &Xcr0Policy::new(&platform), 2_000_000_000)
+        cpuid_policy(&platform, id, vcpus, &CpuidMask::default())
     }
 
     const RESET: CpuidContext = CpuidContext { cr4: 0, xcr0: 1, apic_base: 0xfee0_0900 };
@@ -551,7 +486,7 @@ mod tests {
         assert_eq!(intel.leaf(0x8000_0008, 0, || RESET).ecx, 0);
 
         let platform = FakePlatform::amd();
-        let amd = CpuidPolicy::new(&platform, 2, 3, &Xcr0Policy::new(&platform), 2_000_000_000);
+        let amd = cpuid_policy(&platform, 2, 3, &CpuidMask::default());
         assert_eq!(amd.leaf(1, 0, || RESET).ebx >> 16, 2 << 8 | 3, "three processors");
         assert_eq!(amd.leaf(0xb, 1, || RESET), intel.leaf(0xb, 1, || RESET));
         assert_eq!(amd.leaf(0x8000_0008, 0, || RESET).ecx, 2 << 12 | 2);

@@ -5,6 +5,7 @@ mod apic;
 pub mod control;
 mod cpuid;
 mod emulate;
+pub mod features;
 mod mmio;
 mod msr;
 mod mtrr;
@@ -27,7 +28,7 @@ use emul::PlainCache;
 use x86defs::{ApicAccess, EntryFailure, Gpa, Platform, Time, TimeSource, Vcpu, VcpuState, paging::FetchCache};
 
 pub use control::{Gp, Xcr0Policy};
-pub use cpuid::{APIC_BUS_HZ, BULKHEAD_BASE, CpuidContext, CpuidPolicy};
+pub use cpuid::{APIC_BUS_HZ, BULKHEAD_BASE, CpuidContext, CpuidPolicy, MAX_BASIC};
 pub use emulate::EmulationError;
 pub use msr::{MsrState, control_state};
 pub use run::Stop;

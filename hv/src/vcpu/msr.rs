@@ -84,6 +84,7 @@ impl MsrState {
         Ok(match index {
             msr::IA32_EFER => vcpu.efer(),
             msr::IA32_TIME_STAMP_COUNTER => counter().wrapping_add(self.tsc_offset),
+            msr::IA32_TSC_ADJUST if !cpuid.has_tsc_adjust() => return Err(Gp),
             msr::IA32_TSC_ADJUST => self.tsc_adjust,
             msr::IA32_TSC_AUX if !cpuid.has_tsc_aux() => return Err(Gp),
             msr::IA32_PAT
@@ -151,6 +152,7 @@ impl MsrState {
                 self.set_tsc_offset(vcpu, offset);
                 Ok(())
             }
+            msr::IA32_TSC_ADJUST if !cpuid.has_tsc_adjust() => Err(Gp),
             msr::IA32_TSC_ADJUST => {
                 let delta = value.wrapping_sub(self.tsc_adjust);
                 self.tsc_adjust = value;
@@ -260,14 +262,11 @@ pub fn control_state<V: Vcpu>(vcpu: &V) -> ControlState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        testing::{FakePlatform, FakeVcpu},
-        vcpu::Xcr0Policy,
-    };
+    use crate::testing::{FakePlatform, FakeVcpu};
 
     fn setup() -> (FakeVcpu, CpuidPolicy, MsrState) {
         let platform = FakePlatform::new();
-        let cpuid = CpuidPolicy::new(&platform, 0, 1, &Xcr0Policy::new(&platform), 2_000_000_000);
+        let cpuid = crate::testing::cpuid_policy(&platform, 0, 1, &crate::vcpu::features::CpuidMask::default());
         let state = MsrState::new(&cpuid, 0x8000_0000, 0u64.wrapping_sub(1000));
         (FakeVcpu::new(&[]), cpuid, state)
     }

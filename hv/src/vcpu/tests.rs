@@ -36,10 +36,15 @@ struct Rig {
 
 impl Rig {
     fn new(script: &[Exit]) -> Self {
+        Self::with("", script)
+    }
+
+    /// With more lines in the guest's configuration.
+    fn with(more: &str, script: &[Exit]) -> Self {
         let platform: &'static FakePlatform = Box::leak(Box::new(FakePlatform::new()));
         platform.scripts.lock().unwrap().push_back(script.to_vec());
         let text = "name = \"g\"\ntype = \"hvm\"\nmemory = 4\nkernel = \"k\"\nisa_debug_exit = 0xf4\n";
-        let config = config::parse("g.cfg", text).unwrap();
+        let config = config::parse("g.cfg", &alloc::format!("{text}{more}")).unwrap();
         let modules = [Module { name: "k", args: "", data: kernel() }];
         let blueprint = Arc::new(Blueprint::new(config, &modules).unwrap());
         let clock = Clock::new(platform.tsc.load(Ordering::Relaxed), 1_000_000_000);
@@ -340,4 +345,20 @@ fn a_task_switch_enters_the_new_task_or_faults_in_the_old_one() {
     rig.vcpu.vm.memory.write(Gpa(0x2054), &[0x28]).unwrap();
     assert_eq!(rig.answers(), []);
     assert_eq!(rig.vcpu.hw.exceptions, [Exception::ts(0x28)]);
+}
+
+#[test]
+fn msrs_of_features_that_were_taken_away_fault() {
+    let exits = [
+        Exit::MsrWrite { index: 0x1b, value: 0xfee0_0d00 },
+        Exit::MsrWrite { index: 0x6e0, value: 5 },
+        Exit::MsrRead { index: 0x6e0 },
+        Exit::MsrWrite { index: 0x3b, value: 5 },
+        Exit::MsrRead { index: 0x3b },
+        Exit::MsrWrite { index: 0xc000_0103, value: 5 },
+    ];
+    let masked = "cpuid = \"host,x2apic=0,tsc_deadline=0,tsc_adjust=0,rdtscp=0,rdpid=0\"\n";
+    assert_eq!(Rig::with(masked, &exits).answers(), [Resume::Fault(Exception::GP); 6]);
+    let answers = Rig::new(&exits).answers();
+    assert!(!answers.contains(&Resume::Fault(Exception::GP)), "{answers:?}");
 }

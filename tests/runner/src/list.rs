@@ -112,6 +112,11 @@ const fn smp(name: &'static str, vcpus: u32) -> GuestTest {
 /// All cases of the test guest but the benchmark.
 pub const GUESTS: &[GuestTest] = &[
     pass("cpuid-policy"),
+    GuestTest {
+        config: "cpuid = \"host,maxleaf=13,family=31,model=26,stepping=3,brandid=9,sse4_2=0,x2apic=0,tsc-deadline=0,hypervisor=0,\
+                 xsave=0,sse3=1,de=0,tsc_adjust=0,rdtscp=0,rdpid=0,syscall=0\"\n",
+        ..pass("cpuid-mask")
+    },
     pass("msr-policy"),
     pass("msr-state"),
     pass("tsc"),
@@ -277,6 +282,7 @@ pub const REFUSALS: &[RefusalTest] = &[
         "kernel_format",
         "no Linux boot header",
     ),
+    refusal("no-such-feature", "name = \"l\"\nmemory = 32\nkernel = \"guests\"\ncpuid = \"host,vmx=1\"\n", 4, "cpuid", "vmx=1"),
     refusal("wrong-type", "name = \"j\"\nmemory = [32]\nkernel = \"guests\"\n", 2, "memory", "must be"),
 ];
 pub const REFUSALS_ON: &[Platform] = &[Platform::SvmQemu];

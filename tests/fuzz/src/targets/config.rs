@@ -14,11 +14,13 @@ pub const CONFIG: Target = Target {
           cmdline = \"console=ttyS0\"\n",
         b"name = \"g\"\nmemory = 1024\nmaxvcpus = 2\ncpus = \"all,^0\"\nkernel = \"k\"\nroot = \"/dev/vda\"\nextra = \"quiet\"\nserial = \"none\"\non_poweroff = \"destroy\"\n\
           on_reboot = \"restart\"\non_crash = \"rename-restart\"\nisa_debug_exit = 0xf4\n",
+        b"name = \"c\"\nmemory = 8\nkernel = \"k\"\ncpuid = \"host,sse3=0,tsc-deadline=x,family=0x10,svm_npt=k\"\n",
+        b"name = \"x\"\nmemory = 8\nkernel = \"k\"\ncpuid = [\"0x7,0:ebx=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx01,ecx=kkkkkkkkssssssssxxxxxxxxxxxxxxxx\"]\n",
         b"name = \"f\"\nmemory = 8\nkernel = \"k\"\nkernel_format = \"flat\"\nload_address = 0x200000\nentry = 0x200010\n",
     ],
     words: &[
         b"name = ", b"type = ", b"memory = ", b"maxmem = ", b"vcpus = ", b"maxvcpus = ", b"cpus = ", b"cpu_weight = ", b"cap = ", b"kernel = ", b"kernel_format = ", b"load_address = ", b"entry = ", b"ramdisk = ",
-        b"cmdline = ", b"root = ", b"extra = ", b"serial = ", b"on_poweroff = ", b"on_reboot = ", b"on_crash = ", b"isa_debug_exit = ", b"vif = ", b"\"", b"'",
+        b"cmdline = ", b"root = ", b"extra = ", b"serial = ", b"on_poweroff = ", b"on_reboot = ", b"on_crash = ", b"isa_debug_exit = ", b"vif = ", b"cpuid = ", b"host,", b"=0,", b"0x80000001:", b"edx=", b"\"", b"'",
         b"\"\"\"", b"[", b"]", b"{", b"}", b"\n", b"# ", b"-1", b"0", b"33", b"16777217", b"9223372036854775807", b"1e9", b"true", b"1979-05-27", b"\"pty\"",
         b"\"preserve\"", b"\\u0000", b"\\u001b", b"\xff", b"\"0-255\"", b"\"^0\"", b"a.b = 1", b"[[x]]",
     ],

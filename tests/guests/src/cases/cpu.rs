@@ -36,6 +36,43 @@ pub fn cpuid_policy(_: &BootInfo) {
     check!(rdmsr(0x1b) & 1 << 8 != 0, "this is the boot processor");
 }
 
+/// `cpuid=` takes features away, with what depends on them and the registers' bits that belong to them, and changes the numbers.
+pub fn cpuid_mask(_: &BootInfo) {
+    let [highest, vendor, ..] = cpuid(0, 0);
+    check_eq!(highest, 0xd, "maxleaf");
+    check_eq!(cpuid(0x15, 0), [0; 4], "a leaf beyond the highest");
+    let [eax, ebx, ecx, edx] = cpuid(1, 0);
+    check_eq!(eax & 0x0fff_0fff, 0x0101_0fa3, "family 31, model 26, stepping 3");
+    check_eq!(ebx & 0xff, 9, "brand");
+    check_eq!(ecx & (1 << 20 | 1 << 21 | 1 << 24 | 1 << 31), 0, "SSE4.2, x2APIC, TSC deadline, hypervisor");
+    check_eq!(ecx & (1 << 26 | 1 << 28 | 1 << 12 | 1 << 29), 0, "XSAVE, and with it AVX, FMA, F16C");
+    check!(ecx & 1 != 0, "SSE3 was asked for");
+    check_eq!(edx & 1 << 2, 0, "debugging extensions");
+    check_eq!(cpuid(7, 0)[1] & (1 << 1 | 1 << 5), 0, "TSC_ADJUST; AVX2 depends on AVX");
+    check_eq!(cpuid(0xd, 0), [0; 4], "no XSAVE area");
+    let [signature, _, _, extended] = cpuid(0x8000_0001, 0);
+    check_eq!(extended & (1 << 11 | 1 << 27), 0, "SYSCALL, RDTSCP");
+    if vendor == 0x6874_7541 {
+        check_eq!(signature, eax, "AMD's second signature");
+        check_eq!(extended & 1 << 2, 0, "debugging extensions");
+    }
+    // Control registers.
+    let cr4 = cpu::read_cr4();
+    for bit in [3, 18] {
+        let caught = catch(|| cpu::write_cr4(cr4 | 1 << bit));
+        check!(matches!(caught, Some(Caught { vector: 13, error: 0, .. })), "CR4 bit {bit} raises #GP(0): {caught:?}");
+    }
+    check!(is_gp(catch_msr_write(0xc000_0080, rdmsr(0xc000_0080) | 1)), "EFER.SCE raises #GP(0)");
+    // x2APIC mode, TSC_DEADLINE, TSC_ADJUST.
+    let base = rdmsr(0x1b);
+    check!(is_gp(catch_msr_write(0x1b, base | 1 << 10)), "EXTD raises #GP(0)");
+    check_eq!(rdmsr(0x1b), base, "still in xAPIC mode");
+    for index in [0x6e0, 0x3b] {
+        check!(is_gp(catch_msr_read(index)), "RDMSR {index:#x} raises #GP(0)");
+        check!(is_gp(catch_msr_write(index, 0)), "WRMSR {index:#x} raises #GP(0)");
+    }
+}
+
 fn is_gp<T>(result: Result<T, Caught>) -> bool {
     matches!(result, Err(Caught { vector: 13, error: 0, .. }))
 }

@@ -25,6 +25,7 @@ type Case = (&'static str, fn(&BootInfo));
 /// Every case.
 pub const ALL: &[Case] = &[
     ("cpuid-policy", cpu::cpuid_policy),
+    ("cpuid-mask", cpu::cpuid_mask),
     ("msr-policy", cpu::msr_policy),
     ("msr-state", cpu::msr_state),
     ("tsc", cpu::tsc),
