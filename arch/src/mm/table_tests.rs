@@ -179,3 +179,32 @@ fn pat_bit_is_where_the_size_has_it() {
     assert_eq!(large & 0x1fff, 0x10e1);
     assert_eq!(HostFormat::frame(large, PageSize::Size2M), Hpa(M2));
 }
+
+#[test]
+fn an_overlay_has_one_page_more_and_shares_the_rest() {
+    let page = 0xfee0_0000;
+    let mut fake = Fake::default();
+    let mut table = Table::new(&mut fake, PageSize::Size2M).unwrap();
+    table.map(0, 4 * M2, Hpa(G), RW, WB).unwrap();
+    table.map(3 * G, M2, Hpa(5 * G), RW, WB).unwrap();
+    let tables = table.memory.tables.len();
+    let own = table.overlay(page, Hpa(0x7000), RW, WB).unwrap();
+    assert_eq!(table.memory.tables.len(), tables + 4);
+    assert_eq!(table.translate(page), None, "not in the table itself");
+    let mut other = Table::from_root(own[0], &mut *table.memory, PageSize::Size2M);
+    assert_eq!(other.translate(page + 5).map(|t| t.address), Some(Hpa(0x7005)));
+    assert_eq!(other.translate(page + PAGE_SIZE), None);
+    for at in [0, 3 * M2 + 7, 3 * G + 9] {
+        assert!(other.translate(at).is_some(), "{at:#x} is shared");
+    }
+    // Nothing is made where something is already, or where memory is short, and nothing is left of the attempt.
+    assert_eq!(other.overlay(M2, Hpa(0x7000), RW, WB), None);
+    assert_eq!(other.overlay(page, Hpa(0x7000), RW, WB), None);
+    table.memory.left = Some(3);
+    assert_eq!(table.overlay(page, Hpa(0x7000), RW, WB), None);
+    assert_eq!(table.memory.left, Some(3));
+    table.free_overlay(own);
+    assert_eq!(table.memory.tables.len(), tables);
+    table.destroy();
+    assert!(fake.tables.is_empty());
+}

@@ -57,6 +57,16 @@ impl VmxVcpu {
         self.vmcs.write(guest::INTERRUPT_STATUS, u64::from(start.map_or(0, |(_, in_service)| in_service)) << 8);
     }
 
+    /// The guest's memory is what the tables below this root say, with all else as it is.
+    fn set_ept_root(&mut self, root: Hpa) {
+        let pointer = super::ept_pointer(root);
+        if pointer != self.ept_pointer {
+            self.ept_pointer = pointer;
+            self.vmcs.write(control::EPTP_FULL, pointer);
+            self.want_flush();
+        }
+    }
+
     /// The highest vector that the virtual IRR requests (26.4.2: RVI, the low byte; SVI, which the CPU keeps, is the high one).
     pub(super) fn set_requested(&mut self, vector: u8) {
         let now = self.vmcs.read(guest::INTERRUPT_STATUS);

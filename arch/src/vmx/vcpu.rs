@@ -29,7 +29,7 @@ use core::{
     fmt,
 };
 use x86defs::{
-    ControlRegister, Cr0, Cr4, CreateError, EntryFailure, Exception, Exit, Gpr, Gprs, Hpa, Owner, Resume, Rflags, VcpuConfig,
+    ControlRegister, Cr0, Cr4, CreateError, EntryFailure, Exception, Exit, Gpr, Gprs, Owner, Resume, Rflags, VcpuConfig,
     VcpuState, VirtualApicPage, Width, vector,
 };
 
@@ -88,7 +88,7 @@ pub struct VmxVcpu {
     /// The guest's PAT, if the hardware does not switch it.
     pub(super) pat: u64,
     pub(super) memory: Arc<GuestRam>,
-    ept_pointer: u64,
+    pub(super) ept_pointer: u64,
     vpid: Option<Vpid>,
     /// The CPU that last loaded it: another one may hold old translations of its VPID.
     last_cpu: Option<u32>,
@@ -331,16 +331,6 @@ impl VmxVcpu {
         };
         if now & interruptibility::SHADOW != 0 {
             self.write_interruptibility(now & !interruptibility::SHADOW);
-        }
-    }
-
-    /// The guest's memory is what the tables below this root say, with all else as it is.
-    pub(super) fn set_ept_root(&mut self, root: Hpa) {
-        let pointer = super::ept_pointer(root);
-        if pointer != self.ept_pointer {
-            self.ept_pointer = pointer;
-            self.vmcs.write(control::EPTP_FULL, pointer);
-            self.want_flush();
         }
     }
 

@@ -170,6 +170,7 @@ pub const GUESTS: &[GuestTest] = &[
     pass("pic-delivery"),
     pass("ioapic-delivery"),
     pass("lapic-priority"),
+    pass("lapic-forms"),
     pass("self-ipi"),
     pass("x2apic"),
     pass("x2apic-delivery"),

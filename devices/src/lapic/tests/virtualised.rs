@@ -95,6 +95,8 @@ enum Step {
     SelfIpi(u8),
     Deliver,
     Eoi,
+    /// By an instruction that the CPU leaves to software.
+    EoiByUs,
     Tpr(u8),
     Svr(u32),
     /// The page comes back to software for a moment.
@@ -108,6 +110,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => any::<u8>().prop_map(Step::SelfIpi),
         8 => Just(Step::Deliver),
         6 => Just(Step::Eoi),
+        2 => Just(Step::EoiByUs),
         2 => any::<u8>().prop_map(Step::Tpr),
         1 => prop_oneof![Just(0xff), Just(0x1ff), Just(0x11ff)].prop_map(Step::Svr),
         1 => Just(Step::Return),
@@ -152,6 +155,14 @@ proptest! {
                 }
                 Step::Eoi => {
                     prop_assert_eq!(cpu.eoi(), plain.msr_write(NOW, EOI, 0).unwrap());
+                }
+                Step::EoiByUs => {
+                    let effect = lent.eoi_in_page().map_or(Effect::None, |vector| Effect::Eoi { vector });
+                    prop_assert_eq!(effect, plain.msr_write(NOW, EOI, 0).unwrap());
+                    prop_assert!(cpu.in_service == 0 || lent.attention(), "the CPU must hear of it");
+                    // Before it runs again.
+                    cpu.prepare();
+                    cpu.set_ppr();
                 }
                 Step::Tpr(value) => {
                     plain.msr_write(NOW, TPR, value.into()).unwrap();

@@ -72,6 +72,7 @@ pub const ALL: &[Case] = &[
     ("pic-delivery", irq::pic_delivery),
     ("ioapic-delivery", irq::ioapic_delivery),
     ("lapic-priority", irq::lapic_priority),
+    ("lapic-forms", irq::lapic_forms),
     ("self-ipi", irq::self_ipi),
     ("x2apic", irq::x2apic),
     ("x2apic-delivery", irq::x2apic_delivery),

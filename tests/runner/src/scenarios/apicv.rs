@@ -21,7 +21,7 @@ pub const OFF: Scenario = Scenario {
     check,
 };
 
-const CASES: &[&str] = &["x2apic", "x2apic-delivery", "control-registers", "timer-tsc-deadline", "smp-ipi"];
+const CASES: &[&str] = &["x2apic", "x2apic-delivery", "control-registers", "timer-tsc-deadline", "smp-ipi", "lapic-forms"];
 
 fn check(run: &Run<'_>) -> Result<(), String> {
     let used = &run.lines[run.position("Virtualisation: VT-x, using")?].1;
