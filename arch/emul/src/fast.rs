@@ -93,6 +93,22 @@ fn dword(bytes: &[u8; 16], at: usize) -> Option<u64> {
 }
 
 impl Plain {
+    const EMPTY: Self = Self {
+        kind: 0,
+        rex: 0,
+        operand: Width::Dword,
+        width: Width::Dword,
+        number: 0,
+        length: 0,
+        base: NONE,
+        index: NONE,
+        scale: 0,
+        relative: false,
+        narrow: false,
+        displacement: 0,
+        immediate: 0,
+    };
+
     /// Understands the instruction that `bytes` begin with, in 64-bit code if `long` and in 32-bit code if not. `None` if it is none of these.
     #[must_use]
     pub fn decode(bytes: &[u8; 16], long: bool) -> Option<Self> {
@@ -131,21 +147,7 @@ impl Plain {
             kind::WORD => Width::Word,
             _ => operand,
         };
-        let head = Self {
-            kind,
-            rex,
-            operand,
-            width,
-            number: 0,
-            length: at as u8,
-            base: NONE,
-            index: NONE,
-            scale: 0,
-            relative: false,
-            narrow,
-            displacement: 0,
-            immediate: 0,
-        };
+        let head = Self { kind, rex, operand, width, length: at as u8, narrow, ..Self::EMPTY };
         let plain = if kind & kind::ABSOLUTE != 0 { head.absolute(bytes)? } else { head.by_modrm(bytes, long)? };
         (usize::from(plain.length) <= MAX_INSTRUCTION).then_some(plain)
     }
@@ -307,15 +309,31 @@ pub struct PlainCache {
 #[derive(Clone, Copy, Debug)]
 struct Known {
     bytes: u128,
-    long: bool,
     rip: u64,
-    plain: Option<Plain>,
+    plain: Plain,
+    code: KnownCode,
+}
+
+/// What code the bytes were in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum KnownCode {
+    /// They are no instruction: the entry is free.
+    Nothing,
+    Protected,
+    Long,
+}
+
+impl KnownCode {
+    #[inline(always)]
+    const fn of(long: bool) -> Self {
+        if long { Self::Long } else { Self::Protected }
+    }
 }
 
 impl Known {
     #[inline(always)]
     fn of(&self, bytes: &[u8; 16], long: bool) -> Option<&Plain> {
-        if self.bytes == u128::from_le_bytes(*bytes) && self.long == long { self.plain.as_ref() } else { None }
+        (self.bytes == u128::from_le_bytes(*bytes) && self.code == KnownCode::of(long)).then_some(&self.plain)
     }
 }
 
@@ -323,7 +341,7 @@ impl PlainCache {
     /// Knows nothing.
     #[must_use]
     pub const fn new() -> Self {
-        const NOTHING: Known = Known { bytes: 0, long: false, rip: 0, plain: None };
+        const NOTHING: Known = Known { bytes: 0, rip: 0, plain: Plain::EMPTY, code: KnownCode::Nothing };
         Self { latest: [NOTHING; 16], evicted: [NOTHING; 16] }
     }
 
@@ -337,9 +355,9 @@ impl PlainCache {
 
     /// Remembers it.
     pub fn remember(&mut self, rip: u64, bytes: &[u8; 16], long: bool, plain: Plain) {
-        let new = Known { bytes: u128::from_le_bytes(*bytes), long, rip, plain: Some(plain) };
+        let new = Known { bytes: u128::from_le_bytes(*bytes), rip, plain, code: KnownCode::of(long) };
         let before = core::mem::replace(&mut self.latest[Self::slot(rip)], new);
-        if before.plain.is_some() {
+        if before.code != KnownCode::Nothing {
             self.evicted[Self::second_slot(before.rip)] = before;
         }
     }

@@ -91,7 +91,7 @@ impl Vcpu for SvmVcpu {
     /// With decode assists, for nested page faults (15.8.4).
     fn instruction_bytes(&self) -> &[u8] {
         let control = &self.vmcb.control;
-        if self.caps().decode_assists && control.exit_code as u32 == exit_code::NPF {
+        if self.has_decode_assists() && control.exit_code as u32 == exit_code::NPF {
             control.instruction.get(..usize::from(control.fetched & 0xf)).unwrap_or(&[])
         } else {
             &[]

@@ -3,7 +3,6 @@
 use super::{
     Shared,
     asid::{Asid, Flush},
-    caps::Caps,
     decode::{self, Extent, Source, Transfer},
     length::{self, LengthCache},
     nmi::{DR6_BS, NmiBlocking, Step, StepResult},
@@ -100,8 +99,10 @@ impl SvmVcpu {
         Ok(vcpu)
     }
 
-    pub(super) fn caps(&self) -> &Caps {
-        &self.shared.caps
+    /// True if the CPU supplies the bytes of an instruction that has made a nested page fault, and says where it ends.
+    #[inline(always)]
+    pub(super) fn has_decode_assists(&self) -> bool {
+        self.assists == Assists::Decoded
     }
 
     /// Tells the CPU that the VMCB fields of `bits` have changed since it saw them.

@@ -163,7 +163,17 @@ impl Chip {
         (value, false)
     }
 
+    #[inline(always)]
     pub(super) fn write(&mut self, a0: bool, value: u8) {
+        if a0 && self.init == InitStep::Ready {
+            self.imr = value;
+        } else {
+            self.write_rare(a0, value);
+        }
+    }
+
+    #[inline(never)]
+    fn write_rare(&mut self, a0: bool, value: u8) {
         if a0 {
             self.write_data(value);
         } else if value & Icw1::SELECT.bits() != 0 {
