@@ -47,7 +47,7 @@ fn enable_apics(rig: &mut Rig) {
 fn steal_time_is_what_a_vcpu_has_waited_since_it_asked() {
     let mut rig = Rig::new(&[&[], &[]]);
     rig.with(0, |vcpu, cx| {
-        for bad in [AREA.0 | 3, AREA.0 | 0x21, 1 << 40 | 1, (3 << 20) + 0x10_0000 | 1] {
+        for bad in [AREA.0 | 3, AREA.0 | 0x21, 1 << 40 | 1, 0x40_0000 | 1] {
             assert_eq!(wrmsr(vcpu, cx, STEAL_TIME, bad), GP, "{bad:#x}");
         }
         assert_eq!(rdmsr(vcpu, cx, STEAL_TIME), Resume::MsrRead(0));

@@ -164,7 +164,10 @@ fn steal_time() {
         AREAS[1].enable();
         STATE.store(1, Ordering::SeqCst);
         cpu::sti();
-        while !STOP.load(Ordering::SeqCst) {}
+        // Without PAUSE, which would give way.
+        while !STOP.load(Ordering::SeqCst) {
+            SEEN.fetch_add(1, Ordering::SeqCst);
+        }
         cpu::cli();
     });
     check!(time::wait_for(2_000_000, || STATE.load(Ordering::SeqCst) == 1), "processor 1 runs");
