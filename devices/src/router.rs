@@ -5,7 +5,9 @@
 pub use crate::lapic::Pending;
 use crate::{
     LineSink, MessageSink, PinState, PortDevice,
-    interrupt::{ApicAddress, CpuSet, DeliveryMode, DestinationMode, InterruptMessage, Ipi, MAX_VCPUS, Shorthand, destinations},
+    interrupt::{
+        ApicAddress, CpuSet, DeliveryMode, DestinationMode, InterruptMessage, Ipi, MAX_VCPUS, Shorthand, Trigger, destinations,
+    },
     ioapic::{self, IoApic, IoApicState},
     lapic::{Effect, LocalApic, Posted},
     pic::{ELCR_OFFSET, MASTER_OFFSET, Pic, PicState, SLAVE_OFFSET},
@@ -166,6 +168,21 @@ impl InterruptRouter {
     /// Delivers an IPI of vCPU `sender`. Returns the vCPUs that have something new pending.
     pub fn send_ipi(&self, sender: u32, ipi: Ipi) -> CpuSet {
         self.route(Some(sender as usize), ipi.shorthand, ipi.message).woken
+    }
+
+    /// Delivers an interrupt to each local APIC whose ID is `first` plus the number of a bit in `set`. Returns how many have it.
+    pub fn send_to_many(&self, set: u128, first: u32, delivery: DeliveryMode, vector: u8) -> u32 {
+        let (mut count, mut result) = (0, Delivery::default());
+        for (index, apic) in self.apics.iter().enumerate() {
+            let bit = apic.id().checked_sub(first).and_then(|bit| set.checked_shr(bit));
+            if bit.is_some_and(|rest| rest & 1 != 0) {
+                let posted = apic.receive(delivery, vector, Trigger::Edge);
+                count += u32::from(posted != Posted::Refused);
+                result.add(index, posted);
+            }
+        }
+        self.wake(result.woken);
+        count
     }
 
     /// An EOI message of a local APIC.

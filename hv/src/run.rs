@@ -66,13 +66,15 @@ impl<P: Platform> Worker<P> {
 }
 
 impl<P: Platform> Task for Box<VirtCpu<P>> {
-    fn load(&mut self, cpu: u32) {
+    fn load(&mut self, cpu: u32, waited: u64) {
         self.vm.set_place(self.id, cpu);
         self.hw.load();
+        self.came_back(waited);
     }
 
     fn unload(&mut self) {
         self.hw.unload();
+        self.goes_away();
     }
 
     fn is_asleep(&self) -> bool {

@@ -80,6 +80,7 @@ pub struct FakeVcpu {
     pub vectors: [[u128; 2]; 16],
     /// What new tasks began with.
     pub exceptions: Vec<Exception>,
+    pub flushes: u32,
 }
 
 impl FakeVcpu {
@@ -101,6 +102,7 @@ impl FakeVcpu {
             instruction: Vec::new(),
             vectors: [[0; 2]; 16],
             exceptions: Vec::new(),
+            flushes: 0,
         }
     }
 }
@@ -253,7 +255,9 @@ impl Vcpu for FakeVcpu {
         self.nmi_window = wanted;
     }
     fn inject_exception(&mut self, _: Exception) {}
-    fn flush_tlb(&mut self) {}
+    fn flush_tlb(&mut self) {
+        self.flushes += 1;
+    }
     fn dump(&self, out: &mut dyn core::fmt::Write) -> core::fmt::Result {
         writeln!(out, "scripted vCPU, {} exits left", self.script.len())
     }

@@ -103,6 +103,8 @@ mod flag {
     pub const LEVELS: u32 = 1 << 14;
     /// A second NMI has come before the first was taken. Not a reason to look by itself.
     pub const NMI_AGAIN: u32 = 1 << 15;
+    /// Another processor ends the HLT. Not a reason to look by itself.
+    pub const KICKED: u32 = 1 << 16;
     /// Page of the SIPI.
     pub const SIPI_SHIFT: u32 = 24;
 }
@@ -191,8 +193,9 @@ impl LocalApic {
     /// INIT (11.4.7.3, 11.12.5.1): as reset, but mode, address and ID stay, and so does a SIPI that has come already.
     pub fn init(&self) {
         // State before IRR: the order of a query, so that a request posted meanwhile is either gone or announced.
-        self.state
-            .fetch_and(!(flag::WORDS | flag::IRR | flag::EXTINT | flag::NMI | flag::NMI_AGAIN | flag::EXTINT_MESSAGE), AcqRel);
+        const VOID: u32 =
+            flag::WORDS | flag::IRR | flag::EXTINT | flag::NMI | flag::NMI_AGAIN | flag::EXTINT_MESSAGE | flag::KICKED;
+        self.state.fetch_and(!VOID, AcqRel);
         for requests in &self.requests {
             requests.swap(0, AcqRel);
         }
@@ -591,6 +594,22 @@ impl LocalApic {
         }
         let state = self.state.fetch_and(!flag::SIPI, AcqRel);
         (state & flag::SIPI != 0).then_some(Startup::Sipi((state >> flag::SIPI_SHIFT) as u8))
+    }
+
+    /// Ends the processor's HLT, or its next one: no interrupt, but what a hypervisor does for processors that know it. From any CPU.
+    pub fn kick(&self) {
+        self.state.fetch_or(flag::KICKED, AcqRel);
+    }
+
+    #[inline]
+    #[must_use]
+    pub fn is_kicked(&self) -> bool {
+        self.state.load(Acquire) & flag::KICKED != 0
+    }
+
+    /// The processor goes on.
+    pub fn forget_kick(&self) {
+        self.state.fetch_and(!flag::KICKED, AcqRel);
     }
 
     #[cold]

@@ -41,6 +41,8 @@ pub struct LocalApicState {
     /// Page of a SIPI that has come.
     pub sipi: Option<u8>,
     pub extint_message: bool,
+    /// Another processor has ended its HLT.
+    pub kicked: bool,
     /// Levels of LINT0 (bit 0) and LINT1 (bit 1).
     pub lines: u32,
 }
@@ -85,6 +87,7 @@ impl LocalApic {
             init: state & flag::INIT != 0,
             sipi: (state & flag::SIPI != 0).then_some((state >> flag::SIPI_SHIFT) as u8),
             extint_message: state & flag::EXTINT_MESSAGE != 0,
+            kicked: state & flag::KICKED != 0,
             lines: lines.load(Relaxed),
         }
     }
@@ -117,6 +120,7 @@ impl LocalApic {
             init,
             sipi,
             extint_message,
+            kicked,
             lines,
         } = *saved;
         if mode_of(base_msr).is_none() || base_msr & base::FLAGS & !(base::BSP | base::EXTD | base::ENABLE) != 0 {
@@ -164,7 +168,8 @@ impl LocalApic {
         // "Look" is always right; the first query finds out.
         let nmi = bit(nmis > 0, flag::NMI) | bit(nmis > 1, flag::NMI_AGAIN);
         let flags = flag::IRR | flag::EXTINT | flag::LEVELS | sipi | nmi | bit(init, flag::INIT);
-        self.state.store(flags | bit(extint_message, flag::EXTINT_MESSAGE), Relaxed);
+        let other = bit(extint_message, flag::EXTINT_MESSAGE) | bit(kicked, flag::KICKED);
+        self.state.store(flags | other, Relaxed);
         self.adopt_page();
         Ok(())
     }

@@ -478,7 +478,7 @@ proptest! {
                             destination_mode: DestinationMode::from_bit(logical),
                             delivery,
                             vector,
-                            trigger: crate::lapic::Trigger::Edge,
+                            trigger: Trigger::Edge,
                         };
                         router.send_ipi(sender, Ipi { shorthand: Shorthand::from_bits(destination), message });
                     }

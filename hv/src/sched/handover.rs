@@ -6,8 +6,8 @@ use x86defs::Time;
 
 /// What a CPU can run.
 pub trait Task {
-    /// Its registers are to be in CPU `cpu` from now on.
-    fn load(&mut self, cpu: u32);
+    /// Its registers are to be in CPU `cpu` from now on. `waited`: [`Scheduler::waited`].
+    fn load(&mut self, cpu: u32, waited: u64);
     /// They have to leave the CPU, whose is the caller.
     fn unload(&mut self);
     /// It waits for something.
@@ -54,12 +54,14 @@ pub fn next<T: Task>(
 ) -> Step<T> {
     loop {
         let Some(mut task) = seat.task.take() else {
-            let taken = sched.lock().take(cpu, now);
-            let (_, mut task, _) = match taken {
+            let mut locked = sched.lock();
+            let (id, mut task, _) = match locked.take(cpu, now) {
                 Ok(task) => task,
                 Err(until) => return Step::Halt(until),
             };
-            task.load(cpu);
+            let waited = locked.waited(id);
+            drop(locked);
+            task.load(cpu, waited);
             seat.task = Some(task);
             seat.came = Came::Runnable;
             continue;

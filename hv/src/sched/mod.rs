@@ -82,6 +82,10 @@ struct Task<T> {
     vruntime: u64,
     /// Run time in ns.
     ran: u64,
+    /// Since when it has been ready; `None` if it was paused in between.
+    ready_since: Option<Time>,
+    /// Time in ns for which it was ready and did not run.
+    waited: u64,
     /// Where the user lets it run.
     affinity: CpuMask,
     /// The CPU that it has (`sched=null`).
@@ -228,6 +232,8 @@ impl<T> Scheduler<T> {
             state: State::Blocked,
             vruntime: self.floor,
             ran: 0,
+            ready_since: None,
+            waited: 0,
             affinity,
             own: None,
             last_cpu: first.min(self.cpus.len() as u32 - 1),
@@ -310,6 +316,7 @@ impl<T> Scheduler<T> {
         for id in ids {
             let Some(task) = self.tasks.get_mut(&id) else { continue };
             task.paused = paused;
+            task.ready_since = None;
             let (state, key) = (task.state, (task.vruntime, id));
             match state {
                 State::Running(cpu) | State::Held(cpu) => kicks.insert(cpu),
@@ -356,6 +363,7 @@ impl<T> Scheduler<T> {
                 let floor = self.floor;
                 let task = self.tasks.get_mut(&id)?;
                 task.state = State::Ready;
+                task.ready_since = (!task.paused).then_some(now);
                 task.vruntime = task.vruntime.max(floor.saturating_sub(WAKE_CREDIT));
                 if task.paused {
                     return None;
@@ -594,9 +602,11 @@ impl<T> Scheduler<T> {
             return (None, None);
         }
         task.state = State::Ready;
+        task.ready_since = None;
         if task.paused {
             return (None, None);
         }
+        task.ready_since = Some(now);
         let key = (task.vruntime, id);
         self.queue.insert(key);
         let kick = self.place_but(id, Some(cpu));
@@ -618,6 +628,7 @@ impl<T> Scheduler<T> {
         let Some(payload) = self.tasks.get_mut(&id).and_then(|task| {
             task.state = State::Running(cpu);
             task.last_cpu = cpu;
+            task.waited += task.ready_since.take().map_or(0, |since| now.since(since).0);
             task.payload.take()
         }) else {
             return Err(refill);
@@ -643,6 +654,12 @@ impl<T> Scheduler<T> {
             last_cpu: task.last_cpu,
             affinity: task.affinity,
         })
+    }
+
+    /// Time in ns for which a task was ready, not paused, and did not run, up to when it last got a CPU.
+    #[must_use]
+    pub fn waited(&self, id: TaskId) -> u64 {
+        self.tasks.get(&id).map_or(0, |task| task.waited)
     }
 
     /// A waiting task's payload.

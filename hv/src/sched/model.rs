@@ -64,7 +64,7 @@ impl Guest {
 }
 
 impl Task for Guest {
-    fn load(&mut self, _cpu: u32) {
+    fn load(&mut self, _cpu: u32, _waited: u64) {
         self.touch();
     }
 

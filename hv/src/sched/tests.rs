@@ -451,3 +451,32 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_task_waits_while_it_is_ready_and_not_paused() {
+    let ms = |n: u64| Time(n * 1_000_000);
+    let mut sched: Scheduler<TaskId> = Scheduler::new(SchedulerKind::Credit2, 1, ms(0));
+    let ids = [0, 1].map(|vcpu| TaskId { vm: 1, vcpu });
+    sched.set_share(1, Share::default(), ms(0));
+    for id in ids {
+        sched.add(id, id, CpuMask::ALL, false, ms(0));
+        sched.wake(id, ms(1));
+    }
+    assert_eq!(sched.take(0, ms(1)).unwrap().0, ids[0]);
+    // The other is ready since 1 ms.
+    assert!(sched.put_back(0, ms(5), ids[0], true).0.is_none());
+    assert_eq!(sched.take(0, ms(6)).unwrap().0, ids[1]);
+    assert_eq!(ids.map(|id| sched.waited(id)), [0, 5_000_000]);
+    // Blocked until 8 ms, then ready.
+    sched.wake(ids[0], ms(8));
+    assert!(sched.put_back(0, ms(10), ids[1], false).0.is_none());
+    assert_eq!(sched.take(0, ms(10)).unwrap().0, ids[0]);
+    assert_eq!(sched.waited(ids[0]), 2_000_000);
+    // A pause does not count.
+    sched.set_paused(1, true);
+    assert!(sched.put_back(0, ms(20), ids[0], false).0.is_none());
+    sched.set_paused(1, false);
+    assert!(sched.take(0, ms(30)).is_ok() && sched.put_back(0, ms(31), ids[0], true).0.is_none());
+    assert!(sched.take(0, ms(32)).is_ok());
+    assert_eq!(ids.map(|id| sched.waited(id)), [2_000_000, 5_000_000]);
+}

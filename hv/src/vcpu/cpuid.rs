@@ -33,8 +33,8 @@ const L7_ECX_OSPKE: u32 = 1 << 4;
 
 /// "KVMKVMKVM": stock kernels know this interface, and with it use x2APIC without interrupt remapping.
 const SIGNATURE_KVM: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x0000_004d];
-/// KVM_FEATURE_NOP_IO_DELAY (port 0x80 delays are not needed), and the clock.
-const KVM_FEATURES: u32 = 1 << 1 | super::pvclock::FEATURES;
+/// KVM_FEATURE_NOP_IO_DELAY (port 0x80 delays are not needed), the clock, and what helps vCPUs that share CPUs.
+const KVM_FEATURES: u32 = 1 << 1 | super::pvclock::FEATURES | super::paravirt::FEATURES;
 
 /// The leaves one vCPU sees.
 #[derive(Clone, Debug)]

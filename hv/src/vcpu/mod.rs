@@ -9,6 +9,9 @@ pub mod features;
 mod mmio;
 mod msr;
 mod mtrr;
+mod paravirt;
+#[cfg(test)]
+mod paravirt_tests;
 mod pio;
 mod pvclock;
 mod run;
@@ -91,6 +94,7 @@ pub struct VirtCpu<P: Platform> {
     pub(crate) cpuid: Box<CpuidPolicy>,
     pub(crate) msrs: Box<MsrState>,
     pvclock: pvclock::PvClock,
+    paravirt: paravirt::Paravirt,
     tsc_mode: TscMode,
     xcr0: Xcr0Policy,
     /// An interrupt or NMI window was asked for and has not come.
@@ -180,6 +184,7 @@ impl<P: Platform> VirtCpu<P> {
             cpuid,
             msrs: Box::new(msrs),
             pvclock: pvclock::PvClock::default(),
+            paravirt: paravirt::Paravirt::default(),
             tsc_mode,
             xcr0,
             window: false,

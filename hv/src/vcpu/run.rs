@@ -80,7 +80,7 @@ impl<P: Platform> VirtCpu<P> {
                 self.hw.complete(Resume::Advance);
                 return Err(Stop::Yield);
             }
-            Exit::Hypercall => self.hypercall(),
+            Exit::Hypercall => return self.hypercall(cx),
             Exit::CacheFlush => self.hw.complete(Resume::Advance),
             Exit::Xsetbv { index, value } => self.xsetbv(index, value),
             Exit::UndefinedInstruction => self.fault(Exception::UD),
@@ -191,6 +191,7 @@ impl<P: Platform> VirtCpu<P> {
                 self.fetches.forget();
                 self.hw.set_state(&VcpuState::init(self.cpuid.signature(), self.hw.cr0()));
                 self.pvclock.reset();
+                self.paravirt.reset();
                 self.activity = Activity::WaitForSipi;
                 Err(Stop::Halted)
             }
@@ -220,6 +221,9 @@ impl<P: Platform> VirtCpu<P> {
     pub(crate) fn wake_up(&mut self) {
         if self.activity == Activity::Halted {
             self.activity = Activity::Running;
+            if self.apic.is_kicked() {
+                self.apic.forget_kick();
+            }
         }
     }
 
@@ -234,6 +238,7 @@ impl<P: Platform> VirtCpu<P> {
                     && (self.apic.nmi_pending()
                         || self.apic.startup_pending()
                         || self.interruptible && self.apic.pending().is_some())
+                    || self.apic.is_kicked()
             }
         }
     }
@@ -248,7 +253,7 @@ impl<P: Platform> VirtCpu<P> {
             self.apic.look_again();
         }
         if self.wakes() {
-            self.activity = Activity::Running;
+            self.wake_up();
             return Ok(());
         }
         Err(Stop::Halted)
@@ -302,16 +307,6 @@ impl<P: Platform> VirtCpu<P> {
         }
         self.hw.set_xcr0(value);
         self.hw.complete(Resume::Advance);
-    }
-
-    /// KVM's hypercall convention: RAX is the number and the result; none is offered yet (-KVM_ENOSYS).
-    #[inline]
-    fn hypercall(&mut self) {
-        const ENOSYS: u64 = 1000u64.wrapping_neg();
-        if self.hw.cpl() != 0 {
-            return self.fault(Exception::UD);
-        }
-        self.hw.complete(Resume::Hypercall(ENOSYS));
     }
 
     /// Looks at what a device access did besides. `Err` if the guest has just reset itself, switched itself off or left through the debug port.

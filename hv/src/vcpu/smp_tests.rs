@@ -25,33 +25,33 @@ fn kernel() -> &'static [u8] {
     image.leak()
 }
 
-struct Rig {
-    platform: &'static FakePlatform,
-    clock: Clock,
-    vcpus: Vec<VirtCpu<FakePlatform>>,
+pub(super) struct Rig {
+    pub platform: &'static FakePlatform,
+    pub clock: Clock,
+    pub vcpus: Vec<VirtCpu<FakePlatform>>,
     alarm: Alarm,
     /// Who was told, in order.
-    woken: RefCell<Vec<CpuSet>>,
+    pub woken: RefCell<Vec<CpuSet>>,
 }
 
-fn wrmsr(cpu: &mut VirtCpu<FakePlatform>, cx: &Context<'_, FakePlatform>, index: u32, value: u64) -> Resume {
+pub(super) fn wrmsr(cpu: &mut VirtCpu<FakePlatform>, cx: &Context<'_, FakePlatform>, index: u32, value: u64) -> Resume {
     cpu.msr_write(cx, index, value);
     *cpu.hw.resumes.last().unwrap()
 }
 
-fn rdmsr(cpu: &mut VirtCpu<FakePlatform>, cx: &Context<'_, FakePlatform>, index: u32) -> Resume {
+pub(super) fn rdmsr(cpu: &mut VirtCpu<FakePlatform>, cx: &Context<'_, FakePlatform>, index: u32) -> Resume {
     cpu.msr_read(cx, index);
     *cpu.hw.resumes.last().unwrap()
 }
 
 impl Rig {
     /// A guest of as many vCPUs as there are scripts, all in x2APIC mode.
-    fn new(scripts: &[&[Exit]]) -> Self {
+    pub fn new(scripts: &[&[Exit]]) -> Self {
         Self::configured(scripts, "", 1_000_000_000)
     }
 
     /// With more lines of configuration, on a host whose TSC has `tsc_hz` Hz.
-    fn configured(scripts: &[&[Exit]], more: &str, tsc_hz: u64) -> Self {
+    pub fn configured(scripts: &[&[Exit]], more: &str, tsc_hz: u64) -> Self {
         let platform: &'static FakePlatform = Box::leak(Box::new(FakePlatform::new()));
         platform.scripts.lock().unwrap().extend(scripts.iter().map(|s| s.to_vec()));
         let text = alloc::format!("name = \"g\"\nmemory = 4\nkernel = \"k\"\nvcpus = {}\n{more}", scripts.len());
@@ -66,14 +66,14 @@ impl Rig {
         Self { platform, clock, vcpus, alarm: Alarm::new(), woken: RefCell::default() }
     }
 
-    fn with<R>(&mut self, index: usize, f: impl FnOnce(&mut VirtCpu<FakePlatform>, &Context<'_, FakePlatform>) -> R) -> R {
+    pub fn with<R>(&mut self, index: usize, f: impl FnOnce(&mut VirtCpu<FakePlatform>, &Context<'_, FakePlatform>) -> R) -> R {
         let woken = &self.woken;
         let wake = |_: &Vm<FakePlatform>, set| woken.borrow_mut().push(set);
         let cx = Context { platform: self.platform, clock: self.clock, cpu: 0, alarm: &self.alarm, wake: &wake };
         f(&mut self.vcpus[index], &cx)
     }
 
-    fn run(&mut self, index: usize) -> Stop {
+    pub fn run(&mut self, index: usize) -> Stop {
         self.with(index, |vcpu, cx| vcpu.run(cx))
     }
 

@@ -204,6 +204,8 @@ pub const GUESTS: &[GuestTest] = &[
     smp("smp-shootdown", 3),
     smp("smp-lock", 4),
     smp("smp-topology", 3),
+    pass("kvm-features"),
+    smp("smp-paravirt", 3),
     ends("debug-exit", Expect::Status(0x55)),
     // Bochs' AMD model does not know the SHUTDOWN intercept: it stops the emulator at a guest's triple fault.
     GuestTest { on: &[Platform::SvmIcount, Platform::VmxBochs], ..ends("triple-fault", Expect::Crash("triple fault")) },

@@ -11,6 +11,7 @@ mod irq;
 mod loaders;
 mod modes;
 mod neighbour;
+mod paravirt;
 mod pc;
 mod smp;
 mod tasks;
@@ -104,6 +105,8 @@ pub const ALL: &[Case] = &[
     ("smp-shootdown", smp::shootdown),
     ("smp-lock", smp::lock),
     ("smp-topology", smp::topology),
+    ("kvm-features", paravirt::features),
+    ("smp-paravirt", paravirt::together),
     ("debug-exit", ends::debug_exit),
     ("triple-fault", ends::triple_fault),
     ("reset-cf9", ends::reset_cf9),
