@@ -142,7 +142,7 @@ impl<P: Platform> VirtCpu<P> {
             self.fault(Exception::UD);
             return Ok(());
         }
-        if self.hw.gprs()[Gpr::Rax] <= SCHED_YIELD {
+        if self.hw.gpr(Gpr::Rax) <= SCHED_YIELD {
             return self.known_hypercall(cx);
         }
         self.hw.complete(Resume::Hypercall(ENOSYS));
