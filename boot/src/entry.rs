@@ -64,6 +64,9 @@ global_asm!(
     "bulkhead_here: pop ebp",
     "sub ebp, offset bulkhead_here",
     "lea esp, [ebp + bulkhead_boot_stack]",
+    "rdtsc",
+    "mov [ebp + bulkhead_entered], eax",
+    "mov [ebp + bulkhead_entered + 4], edx",
 
     // Long mode and no-execute? CPUID leaves EDI, EBP and ESP alone.
     "lea esi, [ebp + bulkhead_no_long_mode]",
@@ -171,6 +174,8 @@ global_asm!(
     "bulkhead_no_nx: .asciz \"(BH) PANIC: the CPU has no no-execute bit (NX/XD), or the firmware has disabled it\\r\\n\"",
 
     ".balign 8",
+    // The TSC at the loader's jump.
+    "bulkhead_entered: .quad 0",
     "bulkhead_boot_gdt: .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff",
     "bulkhead_boot_gdtr: .short 23",
     ".long 0",
@@ -190,6 +195,7 @@ global_asm!(
     "lea rsp, [{stack} + {guard} + {size}]",
     "mov edi, edi",
     "movsxd rsi, ebp",
+    "mov rdx, [rsi + bulkhead_entered]",
     "xor ebp, ebp",
     "push rbp",
     "push rbp",

@@ -24,10 +24,11 @@ static HEAP: Heap = Heap::new();
 
 /// Where the entry code goes to: paging is on with the early tables, interrupts are off, the stack is the boot stack.
 ///
-/// `boot_information` is the physical address that the loader gave, `offset` by how much the loader moved the image.
-extern "sysv64" fn bulkhead_main(boot_information: u64, offset: u64) -> ! {
+/// `boot_information` is the physical address that the loader gave, `offset` by how much the loader moved the image, `entered` the TSC at its
+/// jump.
+extern "sysv64" fn bulkhead_main(boot_information: u64, offset: u64, entered: u64) -> ! {
     // SAFETY: this is the one call, from the entry code.
-    unsafe { start::start(boot_information, offset) }
+    unsafe { start::start(boot_information, offset, entered) }
 }
 
 #[cfg(target_os = "none")]

@@ -70,8 +70,7 @@ fn boot_information(address: u64) -> (BootInformation<'static>, Range) {
 ///
 /// # Safety
 /// Once, from the entry code.
-pub unsafe fn start(boot_information_at: u64, offset: u64) -> ! {
-    let origin = tsc::now();
+pub unsafe fn start(boot_information_at: u64, offset: u64, entered: u64) -> ! {
     direct::set_image_offset(offset);
     let cpu_features = features::detect();
     // SAFETY: once, first of all, at CPL 0 on the boot CPU; the early tables have no user pages, and the entry code has checked for NX.
@@ -111,7 +110,7 @@ pub unsafe fn start(boot_information_at: u64, offset: u64) -> ! {
     let platform = read_acpi(information);
     power::init(&platform);
     set_up_interrupts(&platform, &cpu_features);
-    set_up_time(&platform, &cpu_features, origin);
+    set_up_time(&platform, &cpu_features, entered);
     for irq in console::enable_interrupts(&platform.interrupts.overrides) {
         warn!("console: no IOAPIC pin for IRQ {irq}, the serial port is polled");
     }
@@ -132,7 +131,9 @@ pub unsafe fn start(boot_information_at: u64, offset: u64) -> ! {
     if let Some(test) = crash_test {
         crash_now(test);
     }
-    crate::vendor::run(&hv::BootInfo { options, modules, version: crate::VERSION, cmdline: information.command_line() })
+    let image_bytes = image::physical(offset).size();
+    let cmdline = information.command_line();
+    crate::vendor::run(&hv::BootInfo { options, modules, version: crate::VERSION, cmdline, entered, image_bytes })
 }
 
 /// RAM that is free as far as the loader knows.

@@ -15,7 +15,7 @@ use crate::{
 use alloc::{boxed::Box, collections::VecDeque, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use devices::sync::Mutex;
-use x86defs::{Duration, Platform, Time};
+use x86defs::{Duration, GuestMemoryExt, Platform, Time};
 
 /// What all CPUs share.
 ///
@@ -27,6 +27,8 @@ pub(crate) struct Host<P: Platform> {
     pub(crate) cmdline: &'static str,
     pub(crate) modules: &'static [Module],
     pub(crate) clock: Clock,
+    /// The TSC when the boot loader handed over.
+    entered: u64,
     pub(crate) console: Arc<Console>,
     pub(crate) shell: Mutex<Shell>,
     pub(crate) sched: Mutex<Scheduler<Box<VirtCpu<P>>>>,
@@ -93,6 +95,7 @@ impl<P: Platform> Host<P> {
             cmdline: boot.cmdline,
             modules: boot.modules,
             clock,
+            entered: boot.entered,
             console: Arc::new(Console::new(&boot.options)),
             shell: Mutex::new(Shell::default()),
             sched: Mutex::new(Scheduler::new(boot.options.sched, platform.cpus(), clock.now(platform))),
@@ -108,6 +111,18 @@ impl<P: Platform> Host<P> {
             }),
             crash_logged: AtomicU64::new(0),
         }
+    }
+
+    /// Bytes of memory that are in use, guests' and ours, without the image and what the boot loader left.
+    fn memory_in_use(&self) -> u64 {
+        let (free, total) = self.platform.memory();
+        total.saturating_sub(free)
+    }
+
+    /// Logs what the host itself takes.
+    pub(crate) fn report_memory(&self, image_bytes: u64) {
+        let used = self.memory_in_use();
+        log::debug!("host: {} KiB of memory: image {}, allocated {}", (image_bytes + used) >> 10, image_bytes >> 10, used >> 10);
     }
 
     /// Every module whose name ends in `.cfg` configures a guest. A bad one is refused by name; the others go on.
@@ -189,6 +204,7 @@ impl<P: Platform> Host<P> {
             guests.next_id += 1;
             guests.next_id - 1
         };
+        let used = self.memory_in_use();
         // Without the lock: it takes a while.
         let built = Vm::build(self.platform, &self.clock, &self.console, blueprint, id);
         let mut guests = self.guests.lock();
@@ -208,6 +224,10 @@ impl<P: Platform> Host<P> {
             log::always!("guest {name}: destroyed");
             return None;
         }
+        // Another CPU may be busy with another guest's memory.
+        let beside = self.memory_in_use().saturating_sub(used).saturating_sub(vm.memory.size());
+        let late = self.platform.tsc().wrapping_sub(self.entered);
+        log::debug!("guest {name}: {} KiB of memory beside its RAM; ready {late} TSC ticks after the hand-over", beside >> 10);
         log::always!("guest {name}: started{}", if paused { ", paused" } else { "" });
         if vm.has_console() && self.console.guest_started(id) {
             console::announce(Some(name));
@@ -269,6 +289,8 @@ impl<P: Platform> Host<P> {
     /// Drops a vCPU that no CPU holds any more.
     pub(crate) fn dispose(&self, vcpu: Box<VirtCpu<P>>) {
         let vm = vcpu.vm.clone();
+        let ticks = vcpu.guest_tsc(self.platform, &self.clock);
+        log::debug!("guest {}: vCPU {}: TSC {ticks}, {}", vm.name(), vcpu.id, vcpu.stats);
         drop(vcpu);
         if vm.vcpu_gone() {
             self.finish(vm);

@@ -37,6 +37,10 @@ pub struct BootInfo {
     pub version: &'static str,
     /// The hypervisor's command line.
     pub cmdline: &'static str,
+    /// The TSC when the boot loader handed over.
+    pub entered: u64,
+    /// Memory that the image takes, in bytes.
+    pub image_bytes: u64,
 }
 
 /// Starts the guests that the boot modules configure, and runs them on all CPUs. Returns only by switching the machine off or resetting it.
@@ -44,6 +48,7 @@ pub fn run<P: Platform>(platform: &'static P, boot: &BootInfo) -> ! {
     emul::init();
     let host: &'static Host<P> = Box::leak(Box::new(Host::new(platform, boot)));
     host.read_configs();
+    host.report_memory(boot.image_bytes);
     platform.start_cpus(Box::leak(Box::new(move |cpu| host.work(cpu))));
     host.start_next();
     host.work(0)
@@ -189,7 +194,7 @@ impl<P: Platform> Host<P> {
         let cx = Context { platform: self.platform, clock: self.clock, cpu, alarm: &worker.alarm, wake: &wake };
         self.log_if_asked(&vcpu);
         let stop = vcpu.run(&cx);
-        vcpu.vm.note(vcpu.id, vcpu.stats.exits, vcpu.is_offline());
+        vcpu.vm.note(vcpu.id, vcpu.stats.exits(), vcpu.is_offline());
         let end = match stop {
             Stop::Preempted | Stop::Halted => None,
             Stop::Yield => {

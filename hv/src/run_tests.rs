@@ -60,7 +60,7 @@ fn host(options: &str, modules: Vec<Module>, scripts: &[&[Exit]]) -> Rig {
     platform.scripts.lock().unwrap().extend(scripts.iter().map(|s| s.to_vec()));
     let (options, problems) = Options::parse(options);
     assert_eq!(problems.len(), 0);
-    let boot = BootInfo { options, modules: Vec::leak(modules), version: "test", cmdline: "" };
+    let boot = BootInfo { options, modules: Vec::leak(modules), version: "test", cmdline: "", entered: 0, image_bytes: 0 };
     let host = Host::new(platform, &boot);
     host.read_configs();
     host.start_next();

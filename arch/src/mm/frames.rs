@@ -198,8 +198,8 @@ pub unsafe fn init(usable: impl Iterator<Item = Range> + Clone, reserved: &[Rang
     let slice = unsafe { core::slice::from_raw_parts_mut(direct::to_virt(Hpa(place)).cast::<u64>(), words as usize) };
     let mut map = FrameMap::new(slice);
     add(&mut map, low, reserved);
-    map.reserve(place / PAGE_SIZE, bytes / PAGE_SIZE);
     let total = AtomicU64::new(map.free_frames() * PAGE_SIZE);
+    map.reserve(place / PAGE_SIZE, bytes / PAGE_SIZE);
     GLOBAL.call_once(|| Global { map: Mutex::new(map), total, trampoline: trampoline.map(Hpa) });
     Ok(())
 }

@@ -17,6 +17,7 @@ mod pvclock;
 mod run;
 #[cfg(test)]
 mod smp_tests;
+mod stats;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ pub use cpuid::{APIC_BUS_HZ, BULKHEAD_BASE, CpuidContext, CpuidPolicy, MAX_BASIC
 pub use emulate::EmulationError;
 pub use msr::{MsrState, control_state};
 pub use run::Stop;
+pub use stats::Stats;
 
 /// What a vCPU is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,14 +108,6 @@ pub struct VirtCpu<P: Platform> {
     pub(crate) stats: Stats,
     fetches: FetchCache,
     plain: PlainCache,
-}
-
-/// Counters for reports.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Stats {
-    pub exits: u64,
-    /// Interrupts injected.
-    pub interrupts: u64,
 }
 
 /// What a vCPU needs from the CPU that runs it.
@@ -203,7 +197,7 @@ impl<P: Platform> VirtCpu<P> {
         use x86defs::Gpr::*;
         let s = self.hw.state();
         let g = |r| s.gprs[r];
-        writeln!(out, "vCPU {} {:?}, {} exits, {} interrupts", self.id, self.activity, self.stats.exits, self.stats.interrupts)?;
+        writeln!(out, "vCPU {} {:?}, {}", self.id, self.activity, self.stats)?;
         writeln!(out, "RIP {:04x}:{:016x} RFLAGS {:08x} CPL {}", s.cs.selector, s.rip, s.rflags, self.hw.cpl())?;
         for row in [[Rax, Rbx, Rcx, Rdx], [Rsi, Rdi, Rbp, Rsp], [R8, R9, R10, R11], [R12, R13, R14, R15]] {
             let [a, b, c, d] = row;

@@ -55,7 +55,6 @@ impl<P: Platform> VirtCpu<P> {
             {
                 return stop;
             }
-            self.stats.exits += 1;
             if let Err(stop) = P::Vcpu::run(&mut Turn { cpu: self, cx }) {
                 return stop;
             }
@@ -65,6 +64,7 @@ impl<P: Platform> VirtCpu<P> {
     /// Answers an exit: the question goes to its handler, and the answer to the hardware.
     #[inline(always)]
     fn answer(&mut self, cx: &Context<'_, P>, exit: Exit) -> Result<(), Stop> {
+        self.stats.count(&exit);
         match exit {
             Exit::PortRead { port, width } => return self.port_read(cx, port, width),
             Exit::PortWrite { port, width, value } => return self.port_write(cx, port, width, value),

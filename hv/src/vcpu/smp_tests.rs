@@ -97,7 +97,7 @@ fn application_processors_wait_for_their_sipi() {
     ap.apic.post_nmi();
     assert!(!ap.wakes());
     assert_eq!(rig.run(1), Stop::Halted);
-    assert_eq!(rig.vcpus[1].stats.exits, 0, "it was not entered");
+    assert_eq!(rig.vcpus[1].stats.exits(), 0, "it was not entered");
 
     rig.icr(0, TO_1 | INIT);
     rig.icr(0, TO_1 | SIPI | 0x9a);

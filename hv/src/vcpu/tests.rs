@@ -299,14 +299,14 @@ fn a_host_interrupt_stops_the_vcpu_only_for_others() {
     rig.alarm.add_other(9000);
     rig.platform.tsc.store(6010, Ordering::Relaxed);
     assert_eq!(rig.run(), Stop::Preempted);
-    assert_eq!(rig.vcpu.stats.exits, 3);
+    assert_eq!(rig.vcpu.stats.exits(), 3);
     assert_eq!(rig.vcpu.hw.interrupts, [0x40]);
     assert_eq!(rig.platform.timer.load(Ordering::Relaxed), 9000, "for what comes next");
     assert_eq!(rig.run(), Stop::Preempted);
     rig.platform.tsc.store(9000, Ordering::Relaxed);
     assert_eq!(rig.run(), Stop::Preempted);
     assert_eq!(rig.run(), Stop::Preempted, "an NMI");
-    assert_eq!(rig.vcpu.stats.exits, 6);
+    assert_eq!(rig.vcpu.stats.exits(), 6);
 }
 
 /// A GDT at 0x1000 with a TSS of type `kind` at 0x2000, whose task has a code and a data segment, and the old one at 0x3000.

@@ -56,4 +56,9 @@ impl<P: Platform> VirtCpu<P> {
     pub(super) fn tsc_counter(&self, cx: &Context<'_, P>) -> u64 {
         self.tsc_mode.counter(&cx.clock, cx.platform.tsc())
     }
+
+    /// The guest's TSC, now.
+    pub(crate) fn guest_tsc(&self, platform: &P, clock: &Clock) -> u64 {
+        self.tsc_mode.counter(clock, platform.tsc()).wrapping_add(self.msrs.tsc_offset())
+    }
 }
