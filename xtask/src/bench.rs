@@ -5,7 +5,7 @@ use std::{fmt::Write as _, fs, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use runner::{
-    bench,
+    bench, boots,
     budget::Budget,
     machine::Vendor,
     peer::{self, KvmHost, Peer},
@@ -84,17 +84,35 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments, consent: Consent) 
     let emulators: Vec<_> = vendors.iter().map(|v| if *v == Vendor::Amd { tools::QEMU } else { tools::BOCHS }).collect();
     tools::need(&[&[tools::IMAGE], emulators.as_slice()].concat(), consent)?;
     let work = suite::work_folder(&workspace.cache)?;
-    let assets = test::assets(workspace, true, None, work.path())?;
+    // Also the figures of a boot, which takes a minute.
+    let boot = boots::NAMES.iter().any(|name| name.contains(&arguments.filter));
+    let linux = if boot {
+        Some((debian::kernel(&workspace.cache, consent)?, debian::initramfs(&workspace.cache, None, consent)?))
+    } else {
+        None
+    };
+    let assets = test::assets(workspace, true, linux, work.path())?;
     let mut budget = Budget::read()?;
     let mut document = Map::new();
     for vendor in vendors {
         let accel = bench::platform(vendor).spec().accel;
         let spinner = Spinner::start(&format!("measuring {vendor} on {accel}"));
-        let values = bench::measure(&assets, vendor, &arguments.filter)?;
+        let mut values = bench::measure(&assets, vendor, &arguments.filter)?;
+        let mut exits = Vec::new();
+        if boot {
+            spinner.set_text(format!("booting Linux with {vendor} on {accel}"));
+            let boot = boots::measure(&assets, vendor)?;
+            values.extend(boot.figures.into_iter().filter(|(name, _)| name.contains(&arguments.filter)));
+            exits = boot.exits;
+        }
         drop(spinner);
         say(format_args!("\n{vendor} on {accel}: median host instructions of a round trip, seen by the guest"));
         say(table(vendor, &values, &budget).trim_end());
-        let mut entry = json!({ "emulator": accel.to_string(), "figures": object(&values) });
+        if !exits.is_empty() {
+            let kinds: Vec<String> = exits.iter().map(|(name, count)| format!("{name} {count}")).collect();
+            say(format_args!("Linux's exits: {}", kinds.join(", ")));
+        }
+        let mut entry = json!({ "emulator": accel.to_string(), "figures": object(&values), "linux-exits": object(&exits) });
         let mut peers = Vec::new();
         for peer in &arguments.peer {
             let ready = peer.prepare(workspace, vendor, consent)?;

@@ -1,7 +1,7 @@
 //! What a vCPU has had: its exits by their kind, and interrupts.
 
 use core::fmt;
-use x86defs::{Access, Exit};
+use x86defs::Exit;
 
 /// Kinds of exits, as reports tell them apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -9,9 +9,7 @@ enum Kind {
     PortRead,
     PortWrite,
     PortString,
-    MemoryRead,
-    MemoryWrite,
-    MemoryOther,
+    Memory,
     Cpuid,
     MsrRead,
     MsrWrite,
@@ -34,9 +32,7 @@ const NAMES: [&str; Kind::Other as usize + 1] = [
     "port-read",
     "port-write",
     "port-string",
-    "memory-read",
-    "memory-write",
-    "memory-other",
+    "memory",
     "cpuid",
     "msr-read",
     "msr-write",
@@ -61,9 +57,7 @@ impl Kind {
             Exit::PortRead { .. } => Self::PortRead,
             Exit::PortWrite { .. } => Self::PortWrite,
             Exit::PortString { .. } => Self::PortString,
-            Exit::Stage2Fault { access: Access::Read, .. } => Self::MemoryRead,
-            Exit::Stage2Fault { access: Access::Write, .. } => Self::MemoryWrite,
-            Exit::Stage2Fault { .. } | Exit::TableFault { .. } => Self::MemoryOther,
+            Exit::Stage2Fault { .. } | Exit::TableFault { .. } => Self::Memory,
             Exit::Cpuid { .. } => Self::Cpuid,
             Exit::MsrRead { .. } => Self::MsrRead,
             Exit::MsrWrite { .. } => Self::MsrWrite,

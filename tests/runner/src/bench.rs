@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    boots,
     image::Modules,
     list::{Expect, GUEST_KERNEL, Platform},
     machine::Vendor,
@@ -13,8 +14,33 @@ use crate::{
 
 /// The case of the test guest.
 pub const CASE: &str = "bench";
-/// Its test: that nothing costs more than what is recorded.
-pub const TEST: &str = "bench-budget";
+/// What is measured together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// Single operations, by the test guest, and the image's size.
+    Operations,
+    /// A whole boot of Linux.
+    Boot,
+}
+
+impl Part {
+    pub const ALL: [Self; 2] = [Self::Operations, Self::Boot];
+
+    /// The test that nothing in it costs more than what is recorded.
+    #[must_use]
+    pub const fn test(self) -> &'static str {
+        match self {
+            Self::Operations => "bench-budget",
+            Self::Boot => "bench-boot",
+        }
+    }
+
+    /// The part that measures the figure of this name.
+    #[must_use]
+    pub fn of(figure: &str) -> Self {
+        if figure.starts_with(boots::PREFIX) { Self::Boot } else { Self::Operations }
+    }
+}
 
 /// Where this vendor's figures are measured: the emulator in which they are the same in every run.
 #[must_use]
@@ -26,7 +52,7 @@ pub const fn platform(vendor: Vendor) -> Platform {
 }
 
 /// A guest of the benchmark: one set of operations.
-struct Part {
+struct Guest {
     guest: &'static str,
     /// What follows the case on the command line.
     options: &'static str,
@@ -34,14 +60,14 @@ struct Part {
     memory_mib: u32,
 }
 
-const PARTS: &[Part] = &[
+const GUESTS: &[Guest] = &[
     // What it touches first reaches up to 224 MiB.
-    Part { guest: "bench", options: "", vcpus: 1, memory_mib: 256 },
-    Part { guest: "bench-pair", options: " part=pair", vcpus: 2, memory_mib: 32 },
-    Part { guest: "bench-lock", options: " part=lock", vcpus: 8, memory_mib: 32 },
+    Guest { guest: "bench", options: "", vcpus: 1, memory_mib: 256 },
+    Guest { guest: "bench-pair", options: " part=pair", vcpus: 2, memory_mib: 32 },
+    Guest { guest: "bench-lock", options: " part=lock", vcpus: 8, memory_mib: 32 },
 ];
 
-impl Part {
+impl Guest {
     fn config(&self, filter: &str) -> String {
         let filter = if filter.is_empty() { String::new() } else { format!(" filter={filter}") };
         format!(
@@ -58,12 +84,12 @@ pub fn measure(assets: &Assets, vendor: Vendor, filter: &str) -> Result<Vec<(Str
     let spec = platform(vendor).spec();
     let mut modules = Modules::default();
     suite::add_guest_kernel(assets, &mut modules)?;
-    for part in PARTS {
+    for part in GUESTS {
         modules.add_bytes(&format!("{}.cfg", part.guest), part.config(filter).into_bytes());
     }
     let mut record = Record::default();
     let outcome = suite::boot(assets, &spec, "sequential", modules, "", Limits::between_events(&spec), &mut record)?;
-    for part in PARTS {
+    for part in GUESTS {
         let result = match outcome.ends().find(|(guest, _)| *guest == part.guest) {
             Some((_, how)) => Expect::Pass.check(how),
             None => Err(outcome.end.to_string()),
@@ -137,7 +163,7 @@ mod tests {
 
     #[test]
     fn parts_say_what_they_do() {
-        assert!(PARTS[0].config("").contains("cmdline = \"test=bench\"\n"));
-        assert!(PARTS[1].config("ipi").contains("cmdline = \"test=bench part=pair filter=ipi\"\n"));
+        assert!(GUESTS[0].config("").contains("cmdline = \"test=bench\"\n"));
+        assert!(GUESTS[1].config("ipi").contains("cmdline = \"test=bench part=pair filter=ipi\"\n"));
     }
 }

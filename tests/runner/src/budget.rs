@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use crate::machine::Vendor;
+use crate::{bench::Part, machine::Vendor};
 
 /// The file itself.
 pub const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../bench/budget.toml");
@@ -92,9 +92,9 @@ impl Budget {
         self.text.lines().filter_map(|line| Some((section(line)?, self.figures.get(section(line)?)?)))
     }
 
-    /// What is wrong with measured values, each a sentence. `values` are all that there are for this vendor.
+    /// What is wrong with measured values, each a sentence. `values` are all that there are for this vendor in this part.
     #[must_use]
-    pub fn check(&self, vendor: Vendor, values: &[(String, u64)]) -> Vec<String> {
+    pub fn check(&self, vendor: Vendor, part: Part, values: &[(String, u64)]) -> Vec<String> {
         let mut wrong = Vec::new();
         for (name, value) in values {
             let known = self.figures.get(name).and_then(|f| Some((f, f.recorded.of(vendor)?)));
@@ -116,7 +116,7 @@ impl Budget {
             }
         }
         for (name, _) in self.figures.iter().filter(|(_, f)| f.recorded.of(vendor).is_some()) {
-            if !values.iter().any(|(measured, _)| measured == name) {
+            if Part::of(name) == part && !values.iter().any(|(measured, _)| measured == name) {
                 wrong.push(format!("{name} was not measured"));
             }
         }
@@ -178,7 +178,7 @@ mod tests {
     }
 
     fn amd(a: u64, b: u64) -> Vec<String> {
-        budget().check(Vendor::Amd, &[("a".into(), a), ("b".into(), b)])
+        budget().check(Vendor::Amd, Part::Operations, &[("a".into(), a), ("b".into(), b)])
     }
 
     #[test]
@@ -187,14 +187,14 @@ mod tests {
             assert_eq!(amd(a, b).len(), wrong, "{a} {b}: {:?}", amd(a, b));
         }
         // Two percent of little is nothing.
-        let check = |b| budget().check(Vendor::Intel, &[("b".into(), b)]).len();
+        let check = |b| budget().check(Vendor::Intel, Part::Operations, &[("b".into(), b)]).len();
         assert_eq!([check(10), check(12), check(13)], [0, 0, 1]);
     }
 
     #[test]
     fn a_figure_within_its_budget_must_stay_there() {
         let near = Budget::parse(TEXT.replace("amd = 100", "amd = 149")).unwrap();
-        let check = |b| near.check(Vendor::Amd, &[("a".into(), 200), ("b".into(), b)]);
+        let check = |b| near.check(Vendor::Amd, Part::Operations, &[("a".into(), 200), ("b".into(), b)]);
         assert!(check(150).is_empty());
         assert_eq!(check(151), ["b is 151, above its budget of 150"]);
     }
@@ -202,13 +202,13 @@ mod tests {
     #[test]
     fn what_is_above_its_budget_needs_a_reason() {
         let silent = Budget::parse(TEXT.replace("why = \"It must.\"\n", "")).unwrap();
-        let wrong = silent.check(Vendor::Amd, &[("a".into(), 200), ("b".into(), 100)]);
+        let wrong = silent.check(Vendor::Amd, Part::Operations, &[("a".into(), 200), ("b".into(), 100)]);
         assert_eq!(wrong, ["a is recorded as 200, above its budget of 3, and nothing says why"]);
     }
 
     #[test]
     fn each_figure_is_measured_and_recorded() {
-        let wrong = budget().check(Vendor::Intel, &[("a".into(), 1), ("c".into(), 1)]);
+        let wrong = budget().check(Vendor::Intel, Part::Operations, &[("a".into(), 1), ("c".into(), 1)]);
         assert_eq!(
             wrong,
             ["a is 1, and no such figure is recorded", "c is 1, and no such figure is recorded", "b was not measured"]

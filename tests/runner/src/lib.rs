@@ -5,6 +5,7 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 pub mod bench;
+pub mod boots;
 pub mod budget;
 pub mod config;
 pub mod cpio;

@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    bench,
+    bench, boots,
     budget::Budget,
     feed::Pace,
     flat,
@@ -79,7 +79,7 @@ enum Job {
     Shares(Platform, ShareTest),
     Scenario(Platform, Scenario),
     Keyboard(Platform),
-    Bench(Platform, Vendor),
+    Bench(Platform, Vendor, bench::Part),
 }
 
 /// Tests chosen from the list.
@@ -123,9 +123,8 @@ impl Plan {
                 jobs.push(Job::Keyboard(platform));
             }
             for vendor in [Vendor::Amd, Vendor::Intel] {
-                if bench::platform(vendor) == platform && wanted(bench::TEST) {
-                    jobs.push(Job::Bench(platform, vendor));
-                }
+                let parts = bench::Part::ALL.into_iter().filter(|p| bench::platform(vendor) == platform && wanted(p.test()));
+                jobs.extend(parts.map(|part| Job::Bench(platform, vendor, part)));
             }
             if list::REFUSALS_ON.contains(&platform) {
                 let refusals: Vec<_> = list::REFUSALS.iter().filter(|t| wanted(&refusal_name(t))).copied().collect();
@@ -163,7 +162,7 @@ impl Plan {
     #[must_use]
     pub fn needs_linux(&self) -> bool {
         self.jobs.iter().any(|job| match job {
-            Job::Linux(..) => true,
+            Job::Linux(..) | Job::Bench(_, _, bench::Part::Boot) => true,
             Job::Variant(_, variant) => variant.kernel == Kernel::Cloud,
             Job::Scenario(_, test) => test.kernels == Kernels::AndLinux,
             _ => false,
@@ -226,7 +225,7 @@ impl Job {
             | Self::Scenario(platform, _)
             | Self::Variant(platform, _)
             | Self::Keyboard(platform)
-            | Self::Bench(platform, _) => *platform,
+            | Self::Bench(platform, ..) => *platform,
             Self::Linux(test, _) => test.on,
         }
     }
@@ -234,7 +233,7 @@ impl Job {
     fn weight(&self) -> u32 {
         let units = match self {
             Self::Guests(_, tests) => 2 + tests.len() as u32,
-            Self::Together(_) | Self::Refusals(..) | Self::Keyboard(_) | Self::Bench(..) => 2,
+            Self::Together(_) | Self::Refusals(..) | Self::Keyboard(_) | Self::Bench(_, _, bench::Part::Operations) => 2,
             Self::Shares(_, test) => 10 * test.cpus,
             Self::Scenario(_, test) => {
                 if !matches!(test.kernels, Kernels::TestGuest) {
@@ -243,7 +242,7 @@ impl Job {
                     10 * test.cpus
                 }
             }
-            Self::Linux(..) | Self::Variant(..) => 100,
+            Self::Linux(..) | Self::Variant(..) | Self::Bench(_, _, bench::Part::Boot) => 100,
         };
         self.platform().spec().slowness() * units
     }
@@ -257,7 +256,7 @@ impl Job {
             Self::Scenario(_, test) => vec![test_name(platform, test.name)],
             Self::Variant(_, variant) => vec![test_name(platform, variant.name)],
             Self::Keyboard(_) => vec![test_name(platform, keyboard::NAME)],
-            Self::Bench(..) => vec![test_name(platform, bench::TEST)],
+            Self::Bench(_, _, part) => vec![test_name(platform, part.test())],
             Self::Refusals(_, tests) => tests.iter().map(|t| test_name(platform, &refusal_name(t))).collect(),
             Self::Linux(_, checks) => checks.iter().map(|c| test_name(platform, c)).collect(),
         }
@@ -271,7 +270,7 @@ impl Job {
             Self::Shares(platform, test) => run_shares(assets, *platform, test, sender),
             Self::Scenario(platform, test) => run_scenario(assets, *platform, test, sender),
             Self::Keyboard(platform) => run_keyboard(assets, *platform, sender),
-            Self::Bench(platform, vendor) => run_bench(assets, *platform, *vendor, sender),
+            Self::Bench(platform, vendor, part) => run_bench(assets, *platform, *vendor, *part, sender),
             Self::Refusals(platform, tests) => run_refusals(assets, *platform, tests, sender),
             Self::Linux(test, checks) => linux_jobs::run(assets, *test, checks, sender),
             Self::Variant(platform, variant) => linux_jobs::run_variant(assets, *platform, variant, sender),
@@ -342,7 +341,7 @@ impl Limits {
     }
 
     /// For all of something that may be silent for long.
-    fn for_long(spec: &Spec) -> Self {
+    pub(crate) fn for_long(spec: &Spec) -> Self {
         Self { all: Some(Duration::from_secs(240) + spec.slowness() * Duration::from_secs(24)), stall: None }
     }
 }
@@ -565,12 +564,15 @@ fn run_keyboard(assets: &Assets, platform: Platform, sender: &Sender<Report>) ->
     Ok(())
 }
 
-fn run_bench(assets: &Assets, platform: Platform, vendor: Vendor, sender: &Sender<Report>) -> Result<()> {
+fn run_bench(assets: &Assets, platform: Platform, vendor: Vendor, part: bench::Part, sender: &Sender<Report>) -> Result<()> {
     let start = Instant::now();
-    let values = bench::measure(assets, vendor, "")?;
-    let wrong = Budget::read()?.check(vendor, &values);
+    let values = match part {
+        bench::Part::Operations => bench::measure(assets, vendor, "")?,
+        bench::Part::Boot => boots::measure(assets, vendor)?.figures,
+    };
+    let wrong = Budget::read()?.check(vendor, part, &values);
     let result = if wrong.is_empty() { Ok(()) } else { Err(Failure { reason: wrong.join("\n"), console: Vec::new() }) };
-    let _ = sender.send(Report { name: test_name(platform, bench::TEST), result, took: start.elapsed() });
+    let _ = sender.send(Report { name: test_name(platform, part.test()), result, took: start.elapsed() });
     Ok(())
 }
 
@@ -666,7 +668,9 @@ mod tests {
             "vmx/bochs/linux-multi-cpus",
             "svm/qemu/three-guests",
             "svm/icount/bench-budget",
+            "svm/icount/bench-boot",
             "vmx/bochs/bench-budget",
+            "vmx/bochs/bench-boot",
         ] {
             assert!(all.names().iter().any(|n| n == name), "{name}");
         }
