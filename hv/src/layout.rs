@@ -37,6 +37,8 @@ pub const ABOVE_4G: u64 = 4 * GIB;
 /// PCI configuration space as memory: bus << 20 | device << 15 | function << 12 | register (PCI Express 3.0, 7.2.2). All 256 buses;
 /// what has no device reads all ones.
 pub const PCI_ECAM: Range<u64> = 0xb000_0000..0xc000_0000;
+/// There are no bridges to further buses.
+pub const PCI_LAST_BUS: u8 = 0;
 /// Guest-physical addresses that PCI devices may be given.
 pub const PCI_MMIO_WINDOW: Range<u64> = 0xc000_0000..0xfec0_0000;
 pub const IOAPIC_BASE: u64 = 0xfec0_0000;

@@ -130,7 +130,7 @@ fn pci_host(input: &AcpiInput) -> Raw {
     let resources = Name::new(
         "_CRS".into(),
         &ResourceTemplate::new(vec![
-            &AddressSpace::new_bus_number(0u16, 0xff),
+            &AddressSpace::new_bus_number(0u16, u16::from(layout::PCI_LAST_BUS)),
             &ports(layout::PCI_CONFIG_PORTS.start, layout::PCI_CONFIG_PORTS.len() as u8),
             &AddressSpace::new_io(0u16, before, None),
             &AddressSpace::new_io(layout::PCI_CONFIG_PORTS.end, 0xffff, None),

@@ -121,7 +121,8 @@ pub(super) fn mcfg() -> Sdt {
     body.extend_from_slice(&layout::PCI_ECAM.start.to_le_bytes());
     let segment: u16 = 0;
     body.extend_from_slice(&segment.to_le_bytes());
-    let (first_bus, last_bus) = (0, ((layout::PCI_ECAM.end - layout::PCI_ECAM.start - 1) >> 20) as u8);
+    // Those that there are, though the window has room for more: Linux asks each slot of each bus named here what it holds.
+    let (first_bus, last_bus) = (0, layout::PCI_LAST_BUS);
     body.extend_from_slice(&[first_bus, last_bus, 0, 0, 0, 0]);
     let mut sdt = table(*b"MCFG", 1);
     sdt.append_slice(&body);

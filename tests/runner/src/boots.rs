@@ -69,7 +69,7 @@ fn program(code: &[u8]) -> Vec<u8> {
 fn config(kernel: &str, ramdisk: &str) -> String {
     format!(
         "name = \"{GUEST}\"\ntype = \"hvm\"\nmemory = {}\nvcpus = 1\nkernel = \"{kernel}\"\nramdisk = \"{ramdisk}\"\n\
-         cmdline = \"console=ttyS0 quiet\"\nisa_debug_exit = 0xf4\non_poweroff = \"destroy\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n",
+         cmdline = \"console=ttyS0 quiet\"\nhpet = 0\nisa_debug_exit = 0xf4\non_poweroff = \"destroy\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n",
         LINUX_MEMORY.mib()
     )
 }
