@@ -175,6 +175,9 @@ pub enum Exit {
     NmiWindow,
     /// A host interrupt arrived and has been served by its handler. Answer: [`Resume::Retry`].
     HostInterrupt,
+    /// The guest has run for as long as it may at a time on a CPU that does not always leave it for host interrupts; those that had come have been
+    /// served. Answer: [`Resume::Retry`].
+    TurnOver,
     /// A host NMI arrived and has been served. Answer: [`Resume::Retry`].
     HostNmi,
     /// The CPU has done the EOI of a vector that [`crate::Vcpu::set_eoi_exits`] names. Answer: [`Resume::Retry`].

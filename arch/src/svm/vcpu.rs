@@ -559,12 +559,13 @@ fn set_up(vmcb: &mut Vmcb, shared: &Shared, memory: &GuestRam, config: &VcpuConf
         control.intercept1 |= intercept1::RDTSC;
         control.intercept2 |= intercept2::RDTSCP;
     }
-    if shared.caps.pause_filter {
+    // An only vCPU waits for nobody else.
+    if config.vcpus > 1 {
         control.intercept1 |= intercept1::PAUSE;
-        control.pause_filter_count = PAUSE_COUNT;
-        control.pause_filter_threshold = if shared.caps.pause_filter_threshold { PAUSE_THRESHOLD } else { 0 };
-    } else if config.vcpus > 1 {
-        control.intercept1 |= intercept1::PAUSE;
+        if shared.caps.pause_filter {
+            control.pause_filter_count = PAUSE_COUNT;
+            control.pause_filter_threshold = if shared.caps.pause_filter_threshold { PAUSE_THRESHOLD } else { 0 };
+        }
     }
     control.iopm_base = shared.maps.io.hpa().0;
     control.msrpm_base = shared.maps.msr.hpa().0;

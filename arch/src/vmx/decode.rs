@@ -91,9 +91,13 @@ fn seldom<F: Fields, O: Owner<F>>(raw: u32, owner: &mut O) -> O::Outcome {
 
 fn seldom_question<F: Fields>(raw: u32, f: &mut F) -> Exit {
     match raw {
-        reason::EXTERNAL_INTERRUPT | reason::PREEMPTION_TIMER => {
+        reason::EXTERNAL_INTERRUPT => {
             f.serve(raw);
             Exit::HostInterrupt
+        }
+        reason::PREEMPTION_TIMER => {
+            f.serve(raw);
+            Exit::TurnOver
         }
         reason::INTERRUPT_WINDOW => {
             f.serve(reason::INTERRUPT_WINDOW);
@@ -404,7 +408,7 @@ mod tests {
             (0, &[(INFO, 0x8000_0202)], Exit::HostNmi),
             (1, &[], HostInterrupt),
             (2, &[], Exit::TripleFault),
-            (52, &[], HostInterrupt),
+            (52, &[], Exit::TurnOver),
             (3, &[(Q, 0)], unknown(3, 0)),
             (4, &[(Q, 0x9a)], unknown(4, 0x9a)),
             (7, &[], Exit::InterruptWindow),

@@ -210,9 +210,9 @@ impl VmxVcpu {
         vcpu.write_apic_page();
         if controls.uses(SecondaryControls::PAUSE_LOOP_EXITING) {
             // 26.6.13, in TSC ticks: PAUSEs at most `gap` apart are one loop, and a loop exits after `window`. A lock is held for
-            // less than 4096 ticks unless its holder does not run.
+            // less than 4096 ticks unless its holder does not run. An only vCPU waits for nobody else.
             vcpu.vmcs.write(control::PLE_GAP, 128);
-            vcpu.vmcs.write(control::PLE_WINDOW, 4096);
+            vcpu.vmcs.write(control::PLE_WINDOW, if config.vcpus > 1 { 4096 } else { u64::from(u32::MAX) });
         }
         if controls.uses(SecondaryControls::ENABLE_XSAVES_XRSTORS) {
             vcpu.vmcs.write(control::XSS_EXITING_BITMAP_FULL, 0);

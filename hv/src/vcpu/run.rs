@@ -88,7 +88,7 @@ impl<P: Platform> VirtCpu<P> {
             Exit::Rdtsc => self.hw.complete(Resume::Tsc(self.tsc_counter(cx).wrapping_add(self.msrs.tsc_offset()))),
             Exit::Exception(exception) => self.fault(exception),
             Exit::InterruptWindow | Exit::NmiWindow => {}
-            Exit::HostInterrupt => return self.host_interrupt(cx),
+            Exit::HostInterrupt | Exit::TurnOver => return self.host_interrupt(cx),
             Exit::HostNmi => return Err(Stop::Preempted),
             Exit::VirtualEoi { vector } => return self.virtual_eoi(cx, vector),
             Exit::VirtualApicWrite { offset } => return self.virtual_apic_write(cx, offset),
