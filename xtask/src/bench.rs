@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use runner::{
     bench, boots,
-    budget::Budget,
+    budget::{Budget, Column},
     machine::Vendor,
     peer::{self, KvmHost, Peer},
     suite,
@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     debian,
     progress::{Spinner, say},
+    report,
     run::VendorArgument,
     test,
     tools::{self, Consent},
@@ -34,7 +35,7 @@ pub struct BenchArguments {
     /// Also write the figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Take the figures for the recorded ones, in tests/bench/budget.toml
+    /// Take the figures for the recorded ones, in tests/bench/budget.toml, and make the tables and plots of docs/performance.md of them
     #[arg(long)]
     record: bool,
     /// Also run the benchmark's guest without Bulkhead: straight on the emulator, or under KVM in Debian's kernel (several: with commas)
@@ -56,6 +57,13 @@ impl PeerArgument {
         match self {
             Self::Native => "native",
             Self::Kvm => "KVM",
+        }
+    }
+
+    const fn column(self) -> Column {
+        match self {
+            Self::Native => Column::Native,
+            Self::Kvm => Column::Kvm,
         }
     }
 
@@ -130,11 +138,15 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments, consent: Consent) 
         }
         document.insert(vendor.to_string(), entry);
         if arguments.record {
-            budget = budget.record(vendor, &values);
+            budget = budget.record(Column::Recorded, vendor, &values);
+            for (peer, measured) in &peers {
+                budget = budget.record(peer.column(), vendor, measured);
+            }
         }
     }
     if arguments.record {
         budget.write()?;
+        report::write(workspace, &budget)?;
     }
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&Value::Object(document))? + "\n";

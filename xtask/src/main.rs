@@ -14,6 +14,7 @@ mod fuzz;
 mod install;
 mod package;
 mod progress;
+mod report;
 mod run;
 mod terminal;
 mod test;

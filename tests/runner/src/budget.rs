@@ -52,6 +52,9 @@ pub struct Figure {
     /// What it was.
     #[serde(default)]
     pub recorded: PerVendor,
+    /// What the same takes without a hypervisor.
+    #[serde(default)]
+    pub native: PerVendor,
     /// What the peers take for the same.
     #[serde(default)]
     pub kvm: PerVendor,
@@ -60,6 +63,43 @@ pub struct Figure {
     /// Where the instructions go if it is above its budget.
     #[serde(default)]
     pub why: String,
+}
+
+/// Numbers of a figure that are measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Column {
+    Recorded,
+    Native,
+    Kvm,
+}
+
+impl Column {
+    const ALL: [Self; 3] = [Self::Recorded, Self::Native, Self::Kvm];
+
+    const fn key(self) -> &'static str {
+        match self {
+            Self::Recorded => "recorded",
+            Self::Native => "native",
+            Self::Kvm => "kvm",
+        }
+    }
+
+    const fn of(self, figure: &mut Figure) -> &mut PerVendor {
+        match self {
+            Self::Recorded => &mut figure.recorded,
+            Self::Native => &mut figure.native,
+            Self::Kvm => &mut figure.kvm,
+        }
+    }
+
+    /// Its line in the file, with the end of line; nothing, if there is no number.
+    fn line(self, figure: &Figure) -> String {
+        let numbers = *self.of(&mut figure.clone());
+        let vendors = [("amd", Vendor::Amd), ("intel", Vendor::Intel)];
+        let known = vendors.iter().filter_map(|(key, vendor)| Some(format!("{key} = {}", numbers.of(*vendor)?)));
+        let known: Vec<_> = known.collect();
+        if known.is_empty() { String::new() } else { format!("{} = {{ {} }}\n", self.key(), known.join(", ")) }
+    }
 }
 
 /// The whole file.
@@ -123,14 +163,17 @@ impl Budget {
         wrong
     }
 
-    /// Takes `values` for the recorded ones. All else in the file stays as it is; figures that it does not know go to its end.
+    /// Takes `values` for those of a column. All else in the file stays as it is; figures that it does not know go to its end.
     #[must_use]
-    pub fn record(&self, vendor: Vendor, values: &[(String, u64)]) -> Self {
+    pub fn record(&self, column: Column, vendor: Vendor, values: &[(String, u64)]) -> Self {
         let mut figures = self.figures.clone();
         for (name, value) in values {
             let figure = figures.entry(name.clone()).or_insert_with(|| Figure { title: name.clone(), ..Figure::default() });
-            figure.recorded.set(vendor, *value);
+            column.of(figure).set(vendor, *value);
         }
+        let lines = |figure: &Figure| Column::ALL.map(|column| column.line(figure)).concat();
+        let is_one =
+            |line: &str| Column::ALL.iter().any(|column| line.strip_prefix(column.key()).is_some_and(|l| l.starts_with(" = {")));
         let mut text = String::new();
         let mut current = None;
         for line in self.text.lines() {
@@ -138,13 +181,16 @@ impl Budget {
                 current = figures.get(name);
             }
             match current {
-                Some(figure) if line.starts_with("recorded = ") => text.push_str(&recorded(figure)),
-                _ => text.push_str(line),
+                Some(figure) if line.starts_with("recorded = ") => text.push_str(&lines(figure)),
+                Some(_) if is_one(line) => {}
+                _ => {
+                    text.push_str(line);
+                    text.push('\n');
+                }
             }
-            text.push('\n');
         }
         for (name, figure) in figures.iter().filter(|(name, _)| !self.figures.contains_key(*name)) {
-            let _ = write!(text, "\n[{name}]\ntitle = \"{}\"\n{}\n", figure.title, recorded(figure));
+            let _ = write!(text, "\n[{name}]\ntitle = \"{}\"\n{}", figure.title, lines(figure));
         }
         Self { text, figures }
     }
@@ -158,12 +204,6 @@ impl Budget {
 /// The name in the line that starts a figure.
 fn section(line: &str) -> Option<&str> {
     line.strip_prefix('[')?.strip_suffix(']')
-}
-
-fn recorded(figure: &Figure) -> String {
-    let numbers = [("amd", Vendor::Amd), ("intel", Vendor::Intel)];
-    let known = numbers.iter().filter_map(|(key, vendor)| Some(format!("{key} = {}", figure.recorded.of(*vendor)?)));
-    format!("recorded = {{ {} }}", known.collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]
@@ -217,11 +257,15 @@ mod tests {
 
     #[test]
     fn recording_changes_nothing_else() {
-        let new = budget().record(Vendor::Amd, &[("a".into(), 7), ("c".into(), 9)]);
+        let new = budget().record(Column::Recorded, Vendor::Amd, &[("a".into(), 7), ("c".into(), 9)]);
         let wanted = TEXT.replace("{ amd = 200 }", "{ amd = 7 }") + "\n[c]\ntitle = \"c\"\nrecorded = { amd = 9 }\n";
         assert_eq!(new.text, wanted);
-        let both = new.record(Vendor::Intel, &[("c".into(), 8)]);
+        let both = new.record(Column::Recorded, Vendor::Intel, &[("c".into(), 8)]);
         assert!(both.text.ends_with("recorded = { amd = 9, intel = 8 }\n"));
+        // The line of another column stands behind it, and once.
+        let peers =
+            both.record(Column::Kvm, Vendor::Amd, &[("b".into(), 5)]).record(Column::Kvm, Vendor::Amd, &[("b".into(), 6)]);
+        assert!(peers.text.contains("recorded = { amd = 100, intel = 10 }\nkvm = { amd = 6 }\n\n[a]"));
         assert_eq!(both.figures().map(|(name, _)| name).collect::<Vec<_>>(), ["b", "a", "c"]);
     }
 
@@ -231,6 +275,9 @@ mod tests {
         assert_eq!(budget.figures().count(), budget.figures.len(), "each figure starts with a line of its own");
         // Also that a `recorded` stands in a line that recording finds.
         let measured = [("cpuid".to_owned(), 1)];
-        assert_eq!(budget.record(Vendor::Amd, &measured).figure("cpuid").unwrap().recorded.of(Vendor::Amd), Some(1));
+        assert_eq!(
+            budget.record(Column::Recorded, Vendor::Amd, &measured).figure("cpuid").unwrap().recorded.of(Vendor::Amd),
+            Some(1)
+        );
     }
 }
