@@ -47,11 +47,18 @@ pub fn run(workspace: &Workspace, name: &str, vendors: &[Vendor], consent: Conse
         let host = steps.len() - guest;
         // Bochs shows none of those with AMD-V.
         let guest = if guest == 0 { String::new() } else { format!(", {guest} of the guest") };
-        say(format_args!("{name} with {vendor} on Bochs: {host} instructions of Bulkhead{guest}\n"));
+        let accesses = if *vendor == Vendor::Intel { format!(" ({})", vmcs_accesses(&steps)) } else { String::new() };
+        say(format_args!("{name} with {vendor} on Bochs: {host} instructions of Bulkhead{accesses}{guest}\n"));
         say(summary(&steps, &places));
         say(listing(&steps, &places));
     }
     Ok(())
+}
+
+/// How often the VMCS is read and written: exits by themselves, under another hypervisor without shadow VMCSs.
+fn vmcs_accesses(steps: &[Step]) -> String {
+    let count = |name: &str| steps.iter().filter(|s| s.is_host() && s.text.starts_with(name)).count();
+    format!("{} VMREAD, {} VMWRITE, {} entries", count("vmread"), count("vmwrite"), count("vmresume") + count("vmlaunch"))
 }
 
 /// Where an instruction comes from: the function that it was inlined into last, up to the one that is called.
@@ -221,6 +228,13 @@ hv::run::h0123456789abcdef
         assert_eq!([place.inner(), place.line(), place.outer()], ["leaf", "arch/src/vmx/a.rs:7", "hv::run"]);
         assert_eq!(place.frames[1].line, "hv/src/run.rs:9");
         assert_eq!(places[&0xffff_ffff_8020_0004].line(), "core/src/x.rs:1");
+    }
+
+    #[test]
+    fn accesses_to_the_vmcs_are_counted_in_the_host() {
+        let steps = [(0xffff_ffff_8020_0000, "vmread rax, rbx"), (0x1000, "vmread rax, rbx"), (0xffff_ffff_8020_0004, "vmresume")];
+        let steps = steps.map(|(address, text)| Step { address, text: text.into() });
+        assert_eq!(vmcs_accesses(&steps), "1 VMREAD, 0 VMWRITE, 1 entries");
     }
 
     #[test]
