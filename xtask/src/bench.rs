@@ -9,6 +9,7 @@ use runner::{
     budget::{Budget, Column},
     machine::Vendor,
     peer::{self, KvmHost, Peer},
+    scaling::Scaling,
     suite,
 };
 use serde_json::{Map, Value, json};
@@ -18,7 +19,7 @@ use crate::{
     progress::{Spinner, say},
     report,
     run::VendorArgument,
-    test,
+    scaling, test,
     tools::{self, Consent},
     trace,
     workspace::Workspace,
@@ -41,6 +42,9 @@ pub struct BenchArguments {
     /// Also run the benchmark's guest without Bulkhead: straight on the emulator, or under KVM in Debian's kernel (several: with commas)
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PEER")]
     peer: Vec<PeerArgument>,
+    /// Measure what some operations cost as guests and their memory grow, instead, and make the tables and plots of it
+    #[arg(long, conflicts_with_all = ["filter", "json", "record", "peer", "trace"])]
+    scale: bool,
     /// Write the instructions of one operation, with their functions and lines, instead: its name in tests/bench/budget.toml
     #[arg(long, value_name = "NAME", conflicts_with_all = ["filter", "json", "record", "peer"])]
     trace: Option<String>,
@@ -92,6 +96,10 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments, consent: Consent) 
     let emulators: Vec<_> = vendors.iter().map(|v| if *v == Vendor::Amd { tools::QEMU } else { tools::BOCHS }).collect();
     tools::need(&[&[tools::IMAGE], emulators.as_slice()].concat(), consent)?;
     let work = suite::work_folder(&workspace.cache)?;
+    if arguments.scale {
+        let scaling = scaling::run(&test::assets(workspace, true, None, work.path())?, &vendors)?;
+        return report::write(workspace, &Budget::read()?, &scaling);
+    }
     // Also the figures of a boot, which takes a minute.
     let boot = boots::NAMES.iter().any(|name| name.contains(&arguments.filter));
     let linux = if boot {
@@ -146,7 +154,7 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments, consent: Consent) 
     }
     if arguments.record {
         budget.write()?;
-        report::write(workspace, &budget)?;
+        report::write(workspace, &budget, &Scaling::read()?)?;
     }
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&Value::Object(document))? + "\n";

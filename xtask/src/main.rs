@@ -16,6 +16,7 @@ mod package;
 mod progress;
 mod report;
 mod run;
+mod scaling;
 mod terminal;
 mod test;
 mod tidy;

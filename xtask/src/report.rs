@@ -9,12 +9,16 @@ use runner::{
     bench::Part,
     budget::{Budget, Figure},
     machine::Vendor,
+    scaling::{Axis, Scaling},
 };
 
-use crate::workspace::Workspace;
+use crate::{scaling, workspace::Workspace};
 
 const DOCUMENT: &str = "docs/performance.md";
 const VENDORS: [Vendor; 2] = [Vendor::Amd, Vendor::Intel];
+
+/// Tables in it.
+const TABLES: usize = 6;
 
 /// The mark before a table that is made here, up to its name; the mark after it.
 const BEGIN: &str = "<!-- made by `cargo xtask bench --record`: ";
@@ -24,17 +28,18 @@ const END: &str = "<!-- end -->";
 type Document = (String, String);
 
 /// Writes tables and plots anew.
-pub fn write(workspace: &Workspace, budget: &Budget) -> Result<()> {
-    for (path, contents) in documents(&workspace.root, budget)? {
+pub fn write(workspace: &Workspace, budget: &Budget, scaling: &Scaling) -> Result<()> {
+    for (path, contents) in documents(&workspace.root, budget, scaling)? {
         fs::write(workspace.root.join(&path), contents).with_context(|| format!("cannot write {path}"))?;
     }
     Ok(())
 }
 
-fn documents(root: &Path, budget: &Budget) -> Result<Vec<Document>> {
+fn documents(root: &Path, budget: &Budget, scaling: &Scaling) -> Result<Vec<Document>> {
     let text = fs::read_to_string(root.join(DOCUMENT)).with_context(|| format!("cannot read {DOCUMENT}"))?;
-    let mut all = vec![(DOCUMENT.to_owned(), with_tables(&text, budget)?)];
+    let mut all = vec![(DOCUMENT.to_owned(), with_tables(&text, budget, scaling)?)];
     all.extend(VENDORS.map(|vendor| (plot_path(vendor), plot(budget, vendor))));
+    all.extend(Axis::ALL.map(|axis| (format!("docs/scaling-{}.svg", axis.key()), scaling::plot(scaling, budget, axis))));
     Ok(all)
 }
 
@@ -49,7 +54,7 @@ fn plot_path(vendor: Vendor) -> String {
 }
 
 /// Replaces what stands between the marks.
-fn with_tables(text: &str, budget: &Budget) -> Result<String> {
+fn with_tables(text: &str, budget: &Budget, scaling: &Scaling) -> Result<String> {
     let mut out = String::new();
     let mut lines = text.lines();
     let mut seen = 0;
@@ -61,13 +66,15 @@ fn with_tables(text: &str, budget: &Budget) -> Result<String> {
             "vt-x" => operations(budget, Vendor::Intel),
             "whole" => whole(budget),
             "reasons" => reasons(budget),
+            "guests" => VENDORS.map(|vendor| scaling::table(scaling, budget, Axis::Guests, vendor)).join("\n"),
+            "memory" => VENDORS.map(|vendor| scaling::table(scaling, budget, Axis::Memory, vendor)).join("\n"),
             _ => anyhow::bail!("{DOCUMENT}: there is no table {name}"),
         };
         ensure!(lines.any(|line| line == END), "{DOCUMENT}: the table {name} has no end");
         let _ = writeln!(out, "\n{table}\n{END}");
         seen += 1;
     }
-    ensure!(seen == 4, "{DOCUMENT}: {seen} tables, not 4");
+    ensure!(seen == TABLES, "{DOCUMENT}: {seen} tables, not {TABLES}");
     Ok(out)
 }
 
@@ -136,7 +143,7 @@ fn cell(value: Option<u64>) -> String {
 }
 
 /// With commas between groups of three digits.
-fn grouped(value: u64) -> String {
+pub fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (at, digit) in digits.char_indices() {
@@ -224,7 +231,7 @@ mod tests {
     #[test]
     fn the_documents_are_those_of_the_records() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        for (path, wanted) in documents(root, &Budget::read().unwrap()).unwrap() {
+        for (path, wanted) in documents(root, &Budget::read().unwrap(), &Scaling::read().unwrap()).unwrap() {
             let found = fs::read_to_string(root.join(&path)).unwrap_or_default();
             assert!(found == wanted, "{path} is not what `cargo xtask bench --record` makes of tests/bench/budget.toml");
         }
@@ -238,10 +245,10 @@ mod tests {
 
     #[test]
     fn tables_need_their_marks() {
-        let budget = Budget::read().unwrap();
-        assert!(with_tables("no table", &budget).is_err());
-        assert!(with_tables(&format!("{BEGIN}amd-v -->\n"), &budget).is_err(), "no end");
-        assert!(with_tables(&format!("{BEGIN}other -->\n{END}\n"), &budget).is_err(), "unknown");
+        let (budget, none) = (Budget::read().unwrap(), Scaling::default());
+        assert!(with_tables("no table", &budget, &none).is_err());
+        assert!(with_tables(&format!("{BEGIN}amd-v -->\n"), &budget, &none).is_err(), "no end");
+        assert!(with_tables(&format!("{BEGIN}other -->\n{END}\n"), &budget, &none).is_err(), "unknown");
     }
 
     #[test]

@@ -232,7 +232,8 @@ hv::run::h0123456789abcdef
 
     #[test]
     fn accesses_to_the_vmcs_are_counted_in_the_host() {
-        let steps = [(0xffff_ffff_8020_0000, "vmread rax, rbx"), (0x1000, "vmread rax, rbx"), (0xffff_ffff_8020_0004, "vmresume")];
+        let steps =
+            [(0xffff_ffff_8020_0000, "vmread rax, rbx"), (0x1000, "vmread rax, rbx"), (0xffff_ffff_8020_0004, "vmresume")];
         let steps = steps.map(|(address, text)| Step { address, text: text.into() });
         assert_eq!(vmcs_accesses(&steps), "1 VMREAD, 0 VMWRITE, 1 entries");
     }

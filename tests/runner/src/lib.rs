@@ -20,6 +20,7 @@ pub mod linux;
 pub mod list;
 pub mod machine;
 pub mod peer;
+pub mod scaling;
 pub mod scenarios;
 pub mod script;
 pub mod session;

@@ -64,7 +64,7 @@ pub fn measure(assets: &Assets, vendor: Vendor, filter: &str, peer: &Peer) -> Re
     let iso = assets.work.join("peer.iso");
     image.write(&assets.grub, &iso)?;
     let mut machine = Machine::start(&spec, &iso)?;
-    let lines = follow(&mut machine, LIMIT)?;
+    let lines = follow(&mut machine, LIMIT, |line| is_end(line).is_some())?;
     if !lines.iter().any(|l| is_end(l) == Some(true)) {
         bail!("the benchmark failed: {}\n{}", machine.messages(), lines.join("\n"));
     }
@@ -104,8 +104,8 @@ fn is_end(line: &str) -> Option<bool> {
     (line.strip_prefix("pass ") == Some(bench::CASE)).then_some(true)
 }
 
-/// The machine's output until the guest has ended, the emulator has, or the time is over. The machine is then ended.
-fn follow(machine: &mut Machine, limit: Duration) -> Result<Vec<String>> {
+/// The machine's output until its last line, the emulator's end, or the time is over. The machine is then ended.
+pub(crate) fn follow(machine: &mut Machine, limit: Duration, is_last: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     let mut output = machine.take_output().context("the machine's console is taken")?;
     let (sender, receiver) = channel();
     let reader = thread::spawn(move || {
@@ -118,7 +118,7 @@ fn follow(machine: &mut Machine, limit: Duration) -> Result<Vec<String>> {
     });
     let start = Instant::now();
     let (mut splitter, mut lines) = (LineSplitter::default(), Vec::new());
-    while !lines.iter().any(|l: &String| is_end(l).is_some()) && start.elapsed() < limit {
+    while !lines.iter().any(|l: &String| is_last(l)) && start.elapsed() < limit {
         match receiver.recv_timeout(Duration::from_millis(100)) {
             Ok(bytes) => splitter.push(&bytes, |line| lines.push(line.to_owned())),
             // The reader finds out by this that the emulator has ended.
@@ -152,7 +152,7 @@ mod tests {
         let play = |script: &str| {
             let mut command = Command::new("sh");
             command.args(["-c", script]);
-            follow(&mut Machine::from_program(command).unwrap(), Duration::from_secs(60)).unwrap()
+            follow(&mut Machine::from_program(command).unwrap(), Duration::from_secs(60), |l| is_end(l).is_some()).unwrap()
         };
         assert_eq!(play("echo bench cpuid 5; echo pass bench; sleep 1000"), ["bench cpuid 5", "pass bench"]);
         assert_eq!(play("echo bench cpuid 5"), ["bench cpuid 5"]);

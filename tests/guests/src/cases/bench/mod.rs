@@ -4,7 +4,7 @@
 //! asks for nothing that all of these lack, and leaves out what this machine has not got. Options on the command line:
 //!
 //! - `part=single` (the default), `pair` (two processors, or the number in `cpus=`), `lock`: which set of operations
-//! - `filter=STRING`: only those whose name contains it
+//! - `filter=STRING`: only those whose name contains it, or one of several with commas between them
 //! - `on=bare`: there is no hypervisor
 //! - `pm=PORT`: the ACPI PM timer's port, in hexadecimal
 //! - `trace=NAME`: repeat this one for ever; `trace=all`: each once, between two of Bochs' magic breakpoints
@@ -47,7 +47,7 @@ impl<'a> Bench<'a> {
     /// True if the operation is to be measured here and now; one that is to be traced ends here.
     #[inline(always)]
     fn wants(&self, name: &str, mut body: impl FnMut()) -> bool {
-        let Some(trace) = self.trace else { return name.contains(self.filter) };
+        let Some(trace) = self.trace else { return self.filter.split(',').any(|part| name.contains(part)) };
         if trace == name || trace == "all" {
             for _ in 0..ROUNDS / 4 {
                 body();
