@@ -39,6 +39,8 @@ const NOBODY: u32 = u32::MAX;
 pub struct GuestConsole {
     inner: Mutex<Output>,
     typed: Mutex<VecDeque<u8>>,
+    /// There is something in `typed`: asked for more often than there is.
+    has_typed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -72,18 +74,22 @@ impl GuestConsole {
         let mut typed = self.typed.lock();
         let room = TYPED.saturating_sub(typed.len());
         typed.extend(bytes.iter().copied().take(room));
+        self.has_typed.store(!typed.is_empty(), Ordering::Release);
         bytes.len() <= room
     }
 
     /// True if the guest has not taken all that was typed for it.
     #[must_use]
     pub fn has_typed(&self) -> bool {
-        !self.typed.lock().is_empty()
+        self.has_typed.load(Ordering::Acquire)
     }
 
     /// The next byte typed for the guest. Ask only when it can take one.
     pub fn take_typed(&self) -> Option<u8> {
-        self.typed.lock().pop_front()
+        let mut typed = self.typed.lock();
+        let byte = typed.pop_front();
+        self.has_typed.store(!typed.is_empty(), Ordering::Release);
+        byte
     }
 }
 
@@ -357,7 +363,10 @@ impl Console {
     /// Shows what guest `id` wrote before it got the input, as far as the host's console has room.
     pub fn catch_up<P: Platform>(&self, platform: &P, id: u32, name: &str, guest: &GuestConsole) {
         if self.focus() == Some(id) {
-            guest.inner.lock().catch_up(platform, name);
+            let mut output = guest.inner.lock();
+            if output.behind() {
+                output.catch_up(platform, name);
+            }
         }
     }
 

@@ -421,7 +421,7 @@ impl<P: Platform> Vm<P> {
 
     /// Passes on what was typed for this guest, as far as its serial port takes it.
     pub fn pump_input(&self, now: Time) {
-        while self.wants_input() {
+        while self.has_typed() && self.wants_input() {
             let Some(byte) = self.output.take_typed() else { break };
             self.input(now, byte);
         }

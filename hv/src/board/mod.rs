@@ -4,6 +4,7 @@
 //! answer (a reset, serial output, a changed deadline) is left in atomic words that the run loop looks at.
 
 mod buses;
+mod deadline;
 mod ports;
 
 use crate::{layout, vm::End};
@@ -11,6 +12,7 @@ use alloc::{string::String, sync::Arc, vec::Vec};
 pub use buses::SERIAL_PORTS;
 use buses::{COMS, Card, Ecam, HpetSlot, SERIAL_CARD};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use deadline::NextDeadline;
 use devices::{
     Gate, Line, LineSink, MessageSink, MissedTicks, PortDevice, TimedDevice,
     acpi_pm::{AcpiPm, PmTimerWidth, PowerEvent},
@@ -141,6 +143,7 @@ pub struct Board {
     events: AtomicBool,
     /// Some device's deadline may have changed.
     timers_changed: AtomicBool,
+    next: NextDeadline,
 }
 
 impl Board {
@@ -222,6 +225,7 @@ impl Board {
             end: AtomicU32::new(RUNNING),
             events: AtomicBool::new(false),
             timers_changed: AtomicBool::new(false),
+            next: NextDeadline::new(),
         }
     }
 
@@ -440,17 +444,21 @@ impl Board {
     #[inline]
     pub fn lapic_effect(&self, vcpu: u32, effect: Effect) {
         match effect {
-            Effect::Timer => self.timers_changed(),
+            // No device's.
+            Effect::Timer => self.timers_changed.store(true, Ordering::Release),
             effect => self.router.effect(vcpu, effect),
         }
     }
 
     /// When [`Board::advance`] must be called next: the earliest of all devices. The local APICs' timers go with their vCPUs.
     #[must_use]
+    #[inline]
     pub fn deadline(&self) -> Option<Time> {
-        let devices =
-            [self.pit.lock().deadline(), self.rtc.lock().deadline(), self.uart.lock().deadline(), self.pm.lock().deadline()];
-        devices.into_iter().chain([self.more_deadlines()]).flatten().min()
+        self.next.get(|| {
+            let devices =
+                [self.pit.lock().deadline(), self.rtc.lock().deadline(), self.uart.lock().deadline(), self.pm.lock().deadline()];
+            devices.into_iter().chain([self.more_deadlines()]).flatten().min()
+        })
     }
 
     /// Brings the devices' timers up to `now`.
@@ -461,9 +469,12 @@ impl Board {
         self.advance_more(now);
         self.note_rtc_alarm();
         self.pm.lock().advance(now);
+        self.next.forget();
     }
 
+    /// To be called with the device's lock still held, or after that.
     fn timers_changed(&self) {
+        self.next.forget();
         self.timers_changed.store(true, Ordering::Release);
     }
 
@@ -513,6 +524,7 @@ impl Board {
                     return false;
                 }
                 uart.take_output();
+                self.next.forget();
             }
             true
         };
@@ -529,11 +541,13 @@ impl Board {
     /// Presses the ACPI power button.
     pub fn press_power_button(&self) {
         self.pm.lock().press_power_button();
+        self.next.forget();
     }
 
     /// Presses the ACPI sleep button.
     pub fn press_sleep_button(&self) {
         self.pm.lock().press_sleep_button();
+        self.next.forget();
     }
 
     /// True if serial port `port` (0 is COM1) can take a byte of input now.

@@ -57,7 +57,7 @@ impl Axis {
 pub const FIGURES: [&str; 6] = ["cpuid", "pit-read", "mmio-nothing-there", "x2apic-timer-arm", "hlt-alone", "timer-late-halted"];
 
 /// Memory in MiB of a guest that is not the one to have more.
-const SMALL: u32 = 32;
+const SMALL: u32 = 16;
 /// For the hypervisor and what the boot loader leaves, in MiB.
 const HOST: u32 = 256;
 const NAME: &str = "bench";
