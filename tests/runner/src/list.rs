@@ -215,7 +215,7 @@ pub const GUESTS: &[GuestTest] = &[
 ];
 
 /// Cases that do not end by themselves, or not alone: parts of the scenarios.
-pub const SCENARIO_CASES: &[&str] = &["progress", "idle", "hog", "buttons", "memory-fill", "memory-zero"];
+pub const SCENARIO_CASES: &[&str] = &["progress", "idle", "hog", "buttons", "memory-fill", "memory-zero", "keeps-time"];
 
 /// The module with the test guest.
 pub const GUEST_KERNEL: &str = "guests";

@@ -1,6 +1,7 @@
 //! Several guests and an operator, who comes and goes with them: what each scenario starts, what the operator does, and what must come out.
 
 mod apicv;
+mod clocks;
 mod lifecycle;
 mod memtest;
 mod neighbours;
@@ -27,6 +28,8 @@ pub struct Scenario {
     pub options: &'static str,
     pub autostart: &'static str,
     pub kernels: Kernels,
+    /// Takes long.
+    pub is_long: bool,
     /// Names and configurations of the guests.
     pub guests: fn() -> Vec<(&'static str, String)>,
     pub script: fn(Platform) -> Script,
@@ -84,6 +87,8 @@ pub const SCENARIOS: &[Scenario] = &[
     pinned::NULL,
     pinned::IDLE,
     neighbours::STORMS,
+    clocks::OVERCOMMITTED,
+    clocks::OVERCOMMITTED_LONG,
     neighbours::THREE_GUESTS,
     memtest::X64,
     memtest::IA32,
@@ -91,7 +96,7 @@ pub const SCENARIOS: &[Scenario] = &[
 
 impl Scenario {
     pub(crate) const fn when(&self) -> When {
-        if matches!(self.kernels, Kernels::Memtest) { When::Long } else { When::Always }
+        if self.is_long || matches!(self.kernels, Kernels::Memtest) { When::Long } else { When::Always }
     }
 
     pub(crate) fn spec(&self, platform: Platform) -> Spec {

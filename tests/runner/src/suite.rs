@@ -533,6 +533,9 @@ fn run_scenario(assets: &Assets, platform: Platform, test: &Scenario, sender: &S
     let mut operator = Operator::new((test.script)(platform), mailbox.sender.clone());
     let options = format!("autostart={} {}", test.autostart, test.options);
     let mut limits = Limits::for_long(&spec);
+    if test.is_long {
+        limits.all = limits.all.map(|limit| 10 * limit);
+    }
     if test.kernels == Kernels::AndLinux {
         // Several times as long as one Linux.
         limits.all = limits.all.map(|limit| 3 * limit);

@@ -3,6 +3,7 @@
 mod bench;
 mod chips;
 mod cpu;
+mod drift;
 mod ends;
 mod events;
 mod exits;
@@ -120,4 +121,5 @@ pub const ALL: &[Case] = &[
     ("memory-fill", neighbour::memory_fill),
     ("memory-zero", neighbour::memory_zero),
     ("work", work::work),
+    ("keeps-time", drift::keeps_time),
 ];

@@ -16,6 +16,7 @@ pub const OFF: Scenario = Scenario {
     options: "apicv=off",
     autostart: "sequential",
     kernels: Kernels::TestGuest,
+    is_long: false,
     guests: || CASES.iter().map(|&case| (case, list::guest_config_of(case, case))).collect(),
     script: |_| Script::default(),
     check,

@@ -17,6 +17,7 @@ pub const ROUNDS: Scenario = Scenario {
     options: "conswitch=ax",
     autostart: "parallel",
     kernels: Kernels::TestGuest,
+    is_long: false,
     guests: || {
         vec![
             // Something that stays, so that the host stays, too. It waits for the operator to press its buttons.
@@ -118,6 +119,7 @@ pub const SCRUBBED: Scenario = Scenario {
     options: "conswitch=ax",
     autostart: "sequential",
     kernels: Kernels::TestGuest,
+    is_long: false,
     guests: || {
         ["memory-fill", "memory-zero"]
             .map(|case| {

@@ -16,6 +16,7 @@ pub const X64: Scenario = Scenario {
     options: "conswitch=ax",
     autostart: "parallel",
     kernels: Kernels::Memtest,
+    is_long: false,
     guests: || vec![guest("memtest86+x64.bin")],
     script: |_| script(),
     check,

@@ -52,6 +52,7 @@ pub const STORMS: Scenario = Scenario {
     options: "conswitch=ax",
     autostart: "parallel",
     kernels: Kernels::TestGuest,
+    is_long: false,
     guests: || {
         vec![
             guest(SURVIVORS[0], "progress ms=60", ""),
@@ -124,6 +125,7 @@ pub const THREE_GUESTS: Scenario = Scenario {
     options: "",
     autostart: "parallel",
     kernels: Kernels::AndLinux,
+    is_long: false,
     guests: || {
         vec![
             ("trouble", linux("trouble", "on_reboot = \"restart\"\non_crash = \"restart\"\n")),

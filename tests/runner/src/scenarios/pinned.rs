@@ -20,6 +20,7 @@ pub const NULL: Scenario = Scenario {
     options: "sched=null conswitch=ax",
     autostart: "parallel",
     kernels: Kernels::TestGuest,
+    is_long: false,
     guests: || {
         vec![
             // The second CPU has nothing but this.
@@ -95,6 +96,7 @@ pub const IDLE: Scenario = Scenario {
     options: "conswitch=ax",
     autostart: "parallel",
     kernels: Kernels::TestGuest,
+    is_long: false,
     guests: || vec![guest("idle", "idle", ""), guest("clock", WORK, "")],
     script: |_| {
         Script::default()
