@@ -264,10 +264,13 @@ impl<P: Platform> Host<P> {
         // Between the end of the guest that had the input and another one's getting it, the shell keeps quiet.
         let passing = self.console.follows() && (guests.is_restarting() || guests.running.iter().any(|vm| vm.has_console()));
         for vm in &guests.running {
-            vm.pump_input(now);
-            vm.pump_output(self.platform);
-            waiting |= vm.has_output() || vm.has_typed();
-            self.wake(vm, vm.board.router.take_woken(), 0, None);
+            // Mostly no guest has, and there may be many.
+            if vm.has_typed() || vm.has_output() {
+                vm.pump_input(now);
+                vm.pump_output(self.platform);
+                waiting |= vm.has_output() || vm.has_typed();
+                self.wake(vm, vm.board.router.take_woken(), 0, None);
+            }
         }
         drop(guests);
         // A host that is about to go has no use for a prompt.

@@ -13,6 +13,7 @@ use core::arch::asm;
 use x86defs::{CreateError, Gpa, GuestMemory, Hpa, LOCAL_APIC, OutsideRam, PAGE_SIZE, RamRange, Width};
 
 const G1: u64 = 1 << 30;
+const G4: u64 = 4 << 30;
 const M2: u64 = 2 << 20;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
@@ -281,6 +282,8 @@ pub struct GuestRam<B: Backing = Frames> {
     chunks: Vec<Chunk>,
     /// A copy of the largest one: most page tables and most code are there.
     largest: Chunk,
+    /// A copy of the largest one below 4 GiB, where a guest with much memory still has its kernel.
+    low: Chunk,
     table: Option<Stage2<B>>,
     apic_window: Option<ApicWindow>,
     backing: B,
@@ -324,6 +327,7 @@ impl<B: Backing> GuestRam<B> {
             ranges: ranges.to_vec(),
             chunks: Vec::new(),
             largest: Chunk { gpa: Gpa(0), size: 0, hpa: Hpa(0) },
+            low: Chunk { gpa: Gpa(0), size: 0, hpa: Hpa(0) },
             table: Some(table),
             apic_window: None,
             backing,
@@ -333,6 +337,9 @@ impl<B: Backing> GuestRam<B> {
         }
         if let Some(largest) = ram.chunks.iter().max_by_key(|c| c.size) {
             ram.largest = *largest;
+        }
+        if let Some(low) = ram.chunks.iter().filter(|c| c.gpa.0 < G4).max_by_key(|c| c.size) {
+            ram.low = *low;
         }
         Ok(ram)
     }
@@ -439,11 +446,21 @@ impl<B: Backing> GuestRam<B> {
         self.search(gpa, len)
     }
 
+    /// [`GuestRam::place`] outside of the largest chunk.
     #[cold]
     fn search(&self, gpa: Gpa, len: u64) -> Option<*const u8> {
-        let chunk = self.chunk(gpa)?;
+        let chunk = if gpa.0.wrapping_sub(self.low.gpa.0) < self.low.size { &self.low } else { self.chunk(gpa)? };
         let offset = gpa.0 - chunk.gpa.0;
         (len <= chunk.size - offset).then(|| self.backing.to_virt(Hpa(chunk.hpa.0 + offset)).cast_const())
+    }
+
+    /// [`GuestMemory::entries_hold`] if they are not all in the largest chunk.
+    #[cold]
+    fn scattered_entries_hold(&self, entries: &[(Gpa, u64); 4]) -> bool {
+        // SAFETY: eight bytes of this guest's RAM.
+        entries
+            .iter()
+            .all(|&(at, held)| self.place(Gpa(at.0 & !7), 1).is_some_and(|from| unsafe { load(from.cast::<u64>()) } == held))
     }
 
     /// Calls `f` with (host address, offset, length) for each contiguous piece of `[gpa, gpa + len)`, once all of it is known to be RAM.
@@ -530,12 +547,18 @@ impl<B: Backing> GuestMemory for GuestRam<B> {
     #[inline(always)]
     fn entries_hold(&self, entries: &[(Gpa, u64); 4]) -> bool {
         let (Chunk { gpa, size, .. }, base) = (self.largest, self.backing.to_virt(self.largest.hpa).cast_const());
-        entries.iter().all(|&(at, held)| {
+        for &(at, held) in entries {
             // Chunks are whole pages, so where an aligned entry begins, there is all of it.
             let offset = (at.0 & !7).wrapping_sub(gpa.0);
+            if offset >= size {
+                return self.scattered_entries_hold(entries);
+            }
             // SAFETY: eight bytes of this guest's RAM, by what is checked before.
-            offset < size && unsafe { load(base.add(offset as usize).cast::<u64>()) } == held
-        })
+            if unsafe { load(base.add(offset as usize).cast::<u64>()) } != held {
+                return false;
+            }
+        }
+        true
     }
 
     #[inline(always)]

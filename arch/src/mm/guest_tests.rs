@@ -114,6 +114,26 @@ fn stage_2_and_host_agree_on_every_page() {
 }
 
 #[test]
+fn entries_are_compared_wherever_they_are() {
+    let arena = Arena::new(4096, &[]);
+    let ram = pc(&arena);
+    // In the largest chunk, in the first, above 4 GiB.
+    let places = [0x10_0000, 0x10_0008, 0x9_f000, 1 << 32].map(Gpa);
+    for (n, place) in (1u64..).zip(places) {
+        ram.write(place, &n.to_le_bytes()).unwrap();
+    }
+    let entries = [(places[0], 1), (places[1], 2), (places[2], 3), (places[3], 4)];
+    assert!(ram.entries_hold(&entries));
+    for changed in 0..4 {
+        let mut entries = entries;
+        entries[changed].1 += 1;
+        assert!(!ram.entries_hold(&entries), "{changed}");
+        entries[changed] = (Gpa(0xa_0000), 0);
+        assert!(!ram.entries_hold(&entries), "outside of RAM");
+    }
+}
+
+#[test]
 fn scrubbed_before_and_after_and_all_is_freed() {
     let arena = Arena::new(4096, &[]);
     let before = arena.free();
