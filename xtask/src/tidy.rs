@@ -71,6 +71,8 @@ const HOSTS: &[&str] = &[
     "cdrdv2.intel.com",
     "github.com",
     "docs.rs",
+    // The name of SVG.
+    "www.w3.org",
     "crates.io",
     "doc.rust-lang.org",
     "www.rust-lang.org",
