@@ -559,13 +559,14 @@ fn set_up(vmcb: &mut Vmcb, shared: &Shared, memory: &GuestRam, config: &VcpuConf
         control.intercept1 |= intercept1::RDTSC;
         control.intercept2 |= intercept2::RDTSCP;
     }
-    // An only vCPU waits for nobody else.
-    if config.vcpus > 1 {
+    // An only vCPU waits for nobody else; but where the CPU holds back host interrupts while the guest has its own disabled (Bochs does), the filter
+    // is what ends the turn of one that waits so for a device.
+    if shared.caps.pause_filter {
         control.intercept1 |= intercept1::PAUSE;
-        if shared.caps.pause_filter {
-            control.pause_filter_count = PAUSE_COUNT;
-            control.pause_filter_threshold = if shared.caps.pause_filter_threshold { PAUSE_THRESHOLD } else { 0 };
-        }
+        control.pause_filter_count = PAUSE_COUNT;
+        control.pause_filter_threshold = if shared.caps.pause_filter_threshold { PAUSE_THRESHOLD } else { 0 };
+    } else if config.vcpus > 1 {
+        control.intercept1 |= intercept1::PAUSE;
     }
     control.iopm_base = shared.maps.io.hpa().0;
     control.msrpm_base = shared.maps.msr.hpa().0;
