@@ -11,7 +11,7 @@ use crate::{
     log,
     run::Module,
     vcpu::{
-        CpuidPolicy, CrashReason, MsrState, VirtCpu, Xcr0Policy,
+        CpuidPolicy, CrashReason, MsrState, Partition, VirtCpu, Xcr0Policy,
         features::{Features, Word},
     },
 };
@@ -169,6 +169,8 @@ pub struct Vm<P: Platform> {
     /// Unfinished lines of the serial ports that lead to the log.
     logged: Mutex<[LineBuffer; SERIAL_PORTS]>,
     console: Arc<Console>,
+    /// What the guest has told of itself by Hyper-V's MSRs.
+    pub(crate) viridian: Partition,
 }
 
 impl<P: Platform> Vm<P> {
@@ -233,6 +235,7 @@ impl<P: Platform> Vm<P> {
             output: GuestConsole::default(),
             logged: Mutex::default(),
             console: console.clone(),
+            viridian: Partition::default(),
         });
 
         let xcr0 = Xcr0Policy::new(&features);
@@ -241,7 +244,10 @@ impl<P: Platform> Vm<P> {
         let tsc_offset = tsc_mode.counter(clock, platform.tsc()).wrapping_neg();
         let mut vcpus = Vec::new();
         for (n, apic) in (0..config.vcpus).zip(apics) {
-            let cpuid = Box::new(CpuidPolicy::new(platform, &features, n, config.vcpus, &xcr0, tsc_mode.hz(clock.tsc_hz())));
+            let cpuid = Box::new(
+                CpuidPolicy::new(platform, &features, n, config.vcpus, &xcr0, tsc_mode.hz(clock.tsc_hz()))
+                    .with_viridian(config.viridian),
+            );
             let hw_config = VcpuConfig {
                 id: n,
                 vcpus: config.vcpus,

@@ -26,6 +26,7 @@ pub enum Key {
     Hpet,
     TimerMode,
     TscMode,
+    Viridian,
     Localtime,
     RtcTimeoffset,
     OnPoweroff,
@@ -36,7 +37,7 @@ pub enum Key {
 }
 
 impl Key {
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Name,
         Self::Type,
         Self::Memory,
@@ -59,6 +60,7 @@ impl Key {
         Self::Hpet,
         Self::TimerMode,
         Self::TscMode,
+        Self::Viridian,
         Self::Localtime,
         Self::RtcTimeoffset,
         Self::OnPoweroff,
@@ -94,6 +96,7 @@ impl Key {
             Self::Hpet => "hpet",
             Self::TimerMode => "timer_mode",
             Self::TscMode => "tsc_mode",
+            Self::Viridian => "viridian",
             Self::Localtime => "localtime",
             Self::RtcTimeoffset => "rtc_timeoffset",
             Self::OnPoweroff => "on_poweroff",
@@ -171,7 +174,7 @@ const XL_KEYS: &[&str] = &[
     "spicepasswd", "spiceport", "spicetls_port", "spiceusbredirection", "spicevdagent", "stdvga", "stubdomain_cmdline",
     "stubdomain_kernel", "stubdomain_memory", "stubdomain_ramdisk", "sve", "tee", "trap_unmapped_accesses",
     "usb", "usbctrl", "usbdev", "usbdevice", "usbversion", "uuid", "vdispl", "vendor_device", "vfb", "vga",
-    "videoram", "vif", "viridian", "virtio", "vkb", "vkb_device", "vmtrace_buf_kb", "vnc", "vncdisplay", "vnclisten",
+    "videoram", "vif", "virtio", "vkb", "vkb_device", "vmtrace_buf_kb", "vnc", "vncdisplay", "vnclisten",
     "vncpasswd", "vncunused", "vnuma", "vpmu", "vpt_align", "vsnd", "vtpm", "vuart", "xen_platform_pci",
     "xend_suspend_evtchn_compat", "xenstore_feature_mask",
 ];

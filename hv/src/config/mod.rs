@@ -6,11 +6,13 @@
 mod cpuid;
 mod error;
 mod keys;
+mod viridian;
 
 pub use cpuid::CpuidError;
 pub use error::{ConfigError, Reason};
 pub use keys::Key;
 pub(crate) use keys::distance;
+pub use viridian::Viridian;
 
 use crate::{board::SERIAL_PORTS, cpulist, cpumask::CpuMask, layout, loader::Format, vcpu::features::CpuidMask};
 use alloc::{format, string::String, vec::Vec};
@@ -64,6 +66,8 @@ pub struct GuestConfig {
     pub missed_ticks: MissedTicks,
     /// What the guest's TSC counts (`tsc_mode`).
     pub tsc_mode: TscMode,
+    /// What of Hyper-V's interface it is offered; nothing, usually.
+    pub viridian: Viridian,
     /// The real-time clock is to show the host's local time.
     pub localtime: bool,
     /// How far the real-time clock is from UTC, in seconds (`rtc_timeoffset`; whoever knows the local time adds that).
@@ -278,6 +282,7 @@ impl<'t> Reader<'_, 't> {
         let rtc_offset = self.seconds(Key::RtcTimeoffset);
         let missed_ticks = self.timer_mode();
         let tsc_mode = self.tsc_mode();
+        let viridian = self.viridian();
         let isa_debug_exit = self.number(Key::IsaDebugExit, 0, u16::MAX.into()).and_then(|port| u16::try_from(port).ok());
         let pc_testdev = self.boolean(Key::PcTestdev, false);
         // Whatever is missing here has left an error behind.
@@ -298,6 +303,7 @@ impl<'t> Reader<'_, 't> {
             hpet: hpet?,
             missed_ticks: missed_ticks?,
             tsc_mode: tsc_mode?,
+            viridian: viridian?,
             localtime: localtime?,
             rtc_offset: rtc_offset?,
             on_poweroff: on_poweroff?,

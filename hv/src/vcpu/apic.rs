@@ -1,6 +1,6 @@
 //! MSR exits: the local APIC's registers first (they are the hot ones), then the rest of the policy.
 
-use super::{Context, VirtCpu, paravirt, pvclock};
+use super::{Context, VirtCpu, paravirt, pvclock, viridian};
 use devices::lapic::{Effect, QuickEffect};
 use x86defs::{Exception, Platform, Resume, Vcpu, msr};
 
@@ -17,6 +17,7 @@ impl<P: Platform> VirtCpu<P> {
             msr::IA32_TSC_DEADLINE if self.cpuid.has_tsc_deadline() => Ok(self.apic.tsc_deadline()),
             pvclock::WALL_CLOCK | pvclock::SYSTEM_TIME => Ok(self.pvclock.read(index)),
             paravirt::STEAL_TIME | paravirt::POLL_CONTROL => Ok(self.paravirt.read(index)),
+            index if viridian::MSRS.contains(&index) => self.viridian_read(cx, index),
             _ => self.msrs.read(&self.hw, &self.cpuid, || self.tsc_counter(cx), index),
         };
         match value {
@@ -54,6 +55,7 @@ impl<P: Platform> VirtCpu<P> {
             }
             pvclock::WALL_CLOCK | pvclock::SYSTEM_TIME => self.pvclock_write(cx, index, value),
             paravirt::STEAL_TIME | paravirt::POLL_CONTROL => self.paravirt_write(index, value),
+            index if viridian::MSRS.contains(&index) => self.viridian_write(cx, index, value),
             _ => {
                 let mode = self.tsc_mode;
                 let counter = || mode.counter(&cx.clock, cx.platform.tsc());

@@ -3,7 +3,9 @@
 use super::{
     Xcr0Policy,
     features::{Features, Word, is_amd},
+    viridian,
 };
+use crate::config::Viridian;
 use x86defs::{CpuidResult, Cr4, Platform};
 
 /// Highest basic leaf that any guest sees: 15H gives the TSC's and the LAPIC timer's frequency.
@@ -36,6 +38,9 @@ const SIGNATURE_KVM: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x0000_004d];
 /// KVM_FEATURE_NOP_IO_DELAY (port 0x80 delays are not needed), the clock, and what helps vCPUs that share CPUs.
 const KVM_FEATURES: u32 = 1 << 1 | super::pvclock::FEATURES | super::paravirt::FEATURES;
 
+/// From one hypervisor's leaves to the next one's.
+const SPACING: u32 = 0x100;
+
 /// The leaves one vCPU sees.
 #[derive(Clone, Debug)]
 pub struct CpuidPolicy {
@@ -57,6 +62,7 @@ pub struct CpuidPolicy {
     cr4_allowed: u64,
     phys_bits: u32,
     amd: bool,
+    viridian: Viridian,
 }
 
 /// What a leaf's dynamic parts depend on.
@@ -106,6 +112,7 @@ impl CpuidPolicy {
             cr4_allowed: 0,
             phys_bits: 36,
             amd,
+            viridian: Viridian::empty(),
         };
 
         let topology_bits = vcpus.max(1).next_power_of_two().trailing_zeros();
@@ -176,6 +183,12 @@ impl CpuidPolicy {
         policy.cr4_allowed = policy.derive_cr4();
         policy.end_basic_leaves();
         policy
+    }
+
+    /// The same with Hyper-V's leaves: they are where the others were, and those next.
+    #[must_use]
+    pub(crate) fn with_viridian(self, viridian: Viridian) -> Self {
+        Self { viridian, ..self }
     }
 
     /// Leaves above the highest are answered as those out of range are: with the data of the highest by Intel, with zeroes by AMD.
@@ -388,6 +401,28 @@ impl CpuidPolicy {
 
     /// Hypervisor leaves, and those out of range.
     fn special(&self, leaf: u32, context: CpuidContext) -> CpuidResult {
+        let moved = if self.viridian.is_empty() { 0 } else { SPACING };
+        if moved != 0 && (0x4000_0000..0x4000_0000 + SPACING).contains(&leaf) {
+            return viridian::leaf(self.viridian, leaf, self.vcpus);
+        }
+        let result = match leaf.wrapping_sub(moved) {
+            unmoved @ 0x4000_0000..=0x4fff_ffff => self.hypervisor_leaf(unmoved),
+            _ => CpuidResult::default(),
+        };
+        match leaf {
+            // The highest leaf of each range is a leaf's number, too.
+            0x4000_0000..=0x4fff_ffff if result.eax & 0xffff_0000 == 0x4000_0000 => {
+                CpuidResult { eax: result.eax + moved, ..result }
+            }
+            0x4000_0000..=0x4fff_ffff => result,
+            // Intel answers an out-of-range leaf with the data of the highest basic leaf, AMD with zeroes.
+            _ if self.amd => CpuidResult::default(),
+            _ => self.leaf(self.max_basic, 0, || context),
+        }
+    }
+
+    /// Hypervisor leaves where they are without Hyper-V's.
+    fn hypervisor_leaf(&self, leaf: u32) -> CpuidResult {
         match leaf {
             0x4000_0000 => {
                 CpuidResult { eax: MAX_HYPERVISOR, ebx: SIGNATURE_KVM[0], ecx: SIGNATURE_KVM[1], edx: SIGNATURE_KVM[2] }
@@ -397,10 +432,7 @@ impl CpuidPolicy {
             // "BulkheadHV" and the version of this interface.
             BULKHEAD_BASE => CpuidResult { eax: BULKHEAD_BASE + 1, ebx: 0x6b6c_7542, ecx: 0x6461_6568, edx: 0x0000_5648 },
             0x4000_0101 => CpuidResult { eax: 1, ..CpuidResult::default() },
-            0x4000_0002..=0x4fff_ffff => CpuidResult::default(),
-            // Intel answers an out-of-range leaf with the data of the highest basic leaf, AMD with zeroes.
-            _ if self.amd => CpuidResult::default(),
-            _ => self.leaf(self.max_basic, 0, || context),
+            _ => CpuidResult::default(),
         }
     }
 }

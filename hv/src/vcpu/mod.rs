@@ -22,6 +22,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod tsc;
+mod viridian;
 mod virtual_apic;
 
 use crate::{alarm::Alarm, clock::Clock, config::TscMode, vm::Vm};
@@ -37,6 +38,7 @@ pub use emulate::EmulationError;
 pub use msr::{MsrState, control_state};
 pub use run::Stop;
 pub use stats::Stats;
+pub use viridian::Partition;
 
 /// What a vCPU is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

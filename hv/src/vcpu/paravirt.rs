@@ -142,6 +142,9 @@ impl<P: Platform> VirtCpu<P> {
             self.fault(Exception::UD);
             return Ok(());
         }
+        if self.vm.viridian.is_established() {
+            return self.viridian_hypercall();
+        }
         if self.hw.gpr(Gpr::Rax) <= SCHED_YIELD {
             return self.known_hypercall(cx);
         }

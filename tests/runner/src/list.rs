@@ -205,6 +205,7 @@ pub const GUESTS: &[GuestTest] = &[
     smp("smp-lock", 4),
     smp("smp-topology", 3),
     pass("kvm-features"),
+    GuestTest { config: "viridian = 1\n", ..pass("viridian") },
     smp("smp-paravirt", 3),
     ends("debug-exit", Expect::Status(0x55)),
     // Bochs' AMD model does not know the SHUTDOWN intercept: it stops the emulator at a guest's triple fault.

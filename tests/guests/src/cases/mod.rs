@@ -7,6 +7,7 @@ mod drift;
 mod ends;
 mod events;
 mod exits;
+mod hyperv;
 mod ipi;
 mod irq;
 mod loaders;
@@ -107,6 +108,7 @@ pub const ALL: &[Case] = &[
     ("smp-lock", smp::lock),
     ("smp-topology", smp::topology),
     ("kvm-features", paravirt::features),
+    ("viridian", hyperv::offered),
     ("smp-paravirt", paravirt::together),
     ("debug-exit", ends::debug_exit),
     ("triple-fault", ends::triple_fault),
