@@ -133,7 +133,7 @@ impl<P: Platform> VirtCpu<P> {
     fn reference_time(&self, cx: &Context<'_, P>) -> u64 {
         let ticks = self.guest_tsc(cx.platform, &cx.clock);
         let scale = reference_scale(self.tsc_mode.hz(cx.clock.tsc_hz()));
-        (u128::from(ticks) * u128::from(scale) >> 64) as u64
+        ((u128::from(ticks) * u128::from(scale)) >> 64) as u64
     }
 
     pub(super) fn viridian_read(&self, cx: &Context<'_, P>, msr: u32) -> Result<u64, Gp> {
@@ -263,7 +263,7 @@ mod tests {
     fn the_reference_time_is_in_units_of_100_ns() {
         for hz in [1_000_000_000u64, 2_445_421_000, 3_700_000_123] {
             let ticks = hz * 100;
-            let time = (u128::from(ticks) * u128::from(reference_scale(hz)) >> 64) as u64;
+            let time = ((u128::from(ticks) * u128::from(reference_scale(hz))) >> 64) as u64;
             assert!(time.abs_diff(100 * REFERENCE_HZ) <= 1, "{hz} Hz: {time}");
         }
     }
