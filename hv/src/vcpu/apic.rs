@@ -17,13 +17,20 @@ impl<P: Platform> VirtCpu<P> {
             msr::IA32_TSC_DEADLINE if self.cpuid.has_tsc_deadline() => Ok(self.apic.tsc_deadline()),
             pvclock::WALL_CLOCK | pvclock::SYSTEM_TIME => Ok(self.pvclock.read(index)),
             paravirt::STEAL_TIME | paravirt::POLL_CONTROL => Ok(self.paravirt.read(index)),
-            index if viridian::MSRS.contains(&index) => self.viridian_read(cx, index),
-            _ => self.msrs.read(&self.hw, &self.cpuid, || self.tsc_counter(cx), index),
+            _ => self.general_msr_read(cx, index),
         };
         match value {
             Ok(value) => self.hw.complete(Resume::MsrRead(value)),
             Err(_) => self.msr_fault("RDMSR", index),
         }
+    }
+
+    #[inline(never)]
+    fn general_msr_read(&self, cx: &Context<'_, P>, index: u32) -> Result<u64, super::Gp> {
+        if viridian::MSRS.contains(&index) {
+            return self.viridian_read(cx, index);
+        }
+        self.msrs.read(&self.hw, &self.cpuid, || self.tsc_counter(cx), index)
     }
 
     #[inline(always)]

@@ -142,10 +142,7 @@ impl<P: Platform> VirtCpu<P> {
             self.fault(Exception::UD);
             return Ok(());
         }
-        if self.vm.viridian.is_established() {
-            return self.viridian_hypercall();
-        }
-        if self.hw.gpr(Gpr::Rax) <= SCHED_YIELD {
+        if self.hw.gpr(Gpr::Rax) <= SCHED_YIELD || self.vm.viridian.is_established() {
             return self.known_hypercall(cx);
         }
         self.hw.complete(Resume::Hypercall(ENOSYS));
@@ -154,6 +151,9 @@ impl<P: Platform> VirtCpu<P> {
 
     #[inline(never)]
     fn known_hypercall(&mut self, cx: &Context<'_, P>) -> Result<(), Stop> {
+        if self.vm.viridian.is_established() {
+            return self.viridian_hypercall();
+        }
         let gprs = self.hw.gprs();
         let long = self.hw.in_64_bit_mode();
         let argument = |gpr: Gpr| if long { gprs[gpr] } else { gprs[gpr] & 0xffff_ffff };
