@@ -144,6 +144,18 @@ impl Spec {
         }
     }
 
+    /// True if all CPUs of this machine must take turns on one of ours.
+    ///
+    /// Whenever a CPU of QEMU's TCG loads the x87 status word (FXRSTOR, XRSTOR ...), it clears a flag of the first CPU, in a word that also says
+    /// whether that one is in guest mode with nested paging, and whether its GIF is set; it does so without any synchronisation
+    /// (`cpu_clear_ignne`). When both change that word at the same time, the first CPU goes on with the wrong page tables, which is a triple
+    /// fault in the guest or in the hypervisor, or without interrupts. It is one instruction of the host, so two threads of which only
+    /// one runs at a time do no harm.
+    #[must_use]
+    pub const fn shares_one_cpu(&self) -> bool {
+        matches!(self.accel, Accel::Tcg) && self.cpus > 1
+    }
+
     fn qemu(&self, iso: &Path, work: &Path) -> Result<Command> {
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-vga", "std", "-display", "none"]);
@@ -260,29 +272,31 @@ impl Machine {
             let command = spec.bochs(iso, work.path(), &pty.path)?;
             let messages = vec![work.path().join("emulator.log"), work.path().join("bochs.log")];
             // Its display is a VNC server that listens on every address: nobody shall reach it, and two shall not meet.
-            Self::spawn(command, Link::Pty(pty), sys::Network::Isolated, messages, Some(work))
+            let surroundings = sys::Surroundings { network: sys::Network::Isolated, ..sys::OPEN };
+            Self::spawn(command, Link::Pty(pty), surroundings, messages, Some(work))
         } else {
             let command = spec.qemu(iso, work.path())?;
             let messages = vec![work.path().join("emulator.log")];
-            Self::spawn(command, Link::Pipes, sys::Network::Shared, messages, Some(work))
+            let cpus = if spec.shares_one_cpu() { sys::Cpus::One } else { sys::Cpus::All };
+            Self::spawn(command, Link::Pipes, sys::Surroundings { cpus, ..sys::OPEN }, messages, Some(work))
         }
     }
 
     /// Starts a machine that is described elsewhere; `work` is kept while it runs.
     pub(crate) fn from_emulator(command: Command, work: TempDir) -> Result<Self> {
         let messages = vec![work.path().join("emulator.log")];
-        Self::spawn(command, Link::Pipes, sys::Network::Shared, messages, Some(work))
+        Self::spawn(command, Link::Pipes, sys::OPEN, messages, Some(work))
     }
 
     /// Any program whose standard input and output stand for the machine's serial line.
     pub fn from_program(command: Command) -> Result<Self> {
-        Self::spawn(command, Link::Pipes, sys::Network::Shared, Vec::new(), None)
+        Self::spawn(command, Link::Pipes, sys::OPEN, Vec::new(), None)
     }
 
     fn spawn(
         mut command: Command,
         link: Link,
-        network: sys::Network,
+        surroundings: sys::Surroundings,
         messages: Vec<PathBuf>,
         work: Option<TempDir>,
     ) -> Result<Self> {
@@ -302,7 +316,7 @@ impl Machine {
         if let Some(work) = &work {
             command.current_dir(work.path());
         }
-        sys::confine(&mut command, network);
+        sys::confine(&mut command, surroundings);
         let mut child = command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let ended = Arc::new(AtomicBool::new(false));
         let (input, output, slave) = match link {

@@ -90,6 +90,34 @@ pub struct Operator {
     pub lines: Vec<(&'static str, String)>,
 }
 
+/// Where the first occurrence of `text` in the console's output ends.
+///
+/// A guest that the host keeps waiting in the middle of a line has that line broken by those that others have to say: as a line of its own, each
+/// begins with their names. Whoever reads the console sees the two parts as one, and so does this.
+fn end_of(text: &str, output: &str) -> Option<usize> {
+    let whole = output.find(text).map(|at| at + text.len());
+    // What is left without the others' lines, and where its pieces were.
+    let (mut rest, mut pieces) = (String::new(), Vec::new());
+    let mut at = 0;
+    for line in output.split_inclusive('\n') {
+        let is_others = at > 0 && line.starts_with('(') && line.contains(") ") && line.ends_with('\n');
+        if is_others {
+            rest.truncate(rest.trim_end_matches(['\r', '\n']).len());
+        } else {
+            pieces.push((rest.len(), at));
+            rest.push_str(line);
+        }
+        at += line.len();
+    }
+    let broken = rest.find(text).and_then(|at| {
+        let last = at + text.len().saturating_sub(1);
+        // A piece of which nothing is left begins where the next one does, which comes after it.
+        let (start, was) = pieces.iter().rfind(|(start, _)| *start <= last)?;
+        Some(was + last - start + 1)
+    });
+    whole.into_iter().chain(broken).min()
+}
+
 /// More output than this need not be kept to find what is waited for.
 const SEEN_LIMIT: usize = 1 << 16;
 
@@ -108,8 +136,8 @@ impl Operator {
     fn proceed(&mut self) {
         while let Some(step) = self.script.steps.front_mut() {
             while let Some(text) = step.wait.front() {
-                let Some(at) = self.seen.find(text.as_str()) else { return };
-                self.seen.drain(..at + text.len());
+                let Some(end) = end_of(text, &self.seen) else { return };
+                self.seen.drain(..end);
                 step.wait.pop_front();
             }
             if let Some(step) = self.script.steps.pop_front() {
@@ -141,6 +169,23 @@ impl Observer for Operator {
 mod tests {
     use super::*;
     use std::sync::mpsc::channel;
+
+    #[test]
+    fn a_line_that_others_break_is_one() {
+        let output = "I am worker\r\ndebian:/ro\r\n(test) progress 3\r\n(a b) \r\not# (x";
+        assert_eq!(end_of("debian:/root# ", output), Some(output.len() - 2));
+        assert_eq!(end_of("(test) progress ", output), output.find("3"));
+        assert_eq!(end_of("worker", output), Some(11));
+        assert_eq!(end_of("debian:/root#  ", output), None);
+        // Its own lines remain lines.
+        assert_eq!(end_of("ab", "a\r\nb"), None);
+        // Whether it has begun as a line is not known, nor whose it is.
+        assert_eq!(end_of("ab", "a(b) \nb"), None);
+        assert_eq!(end_of("(b) c", "(b) c\n"), Some(5));
+        // The others' line may not be complete.
+        assert_eq!(end_of("ab", "a\n(test) pro"), None);
+        assert_eq!(end_of("ab", "a\n(test) progress\nb"), Some(19));
+    }
 
     #[test]
     fn the_operator_waits_types_and_keeps_the_parts_apart() {

@@ -9,6 +9,7 @@ use std::{
     },
     path::PathBuf,
     process::{Child, Command},
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use rustix::{
     process::{Pid, Signal, geteuid, kill_process_group, set_parent_process_death_signal},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{OptionalActions, tcgetattr, tcsetattr},
-    thread::{UnshareFlags, unshare_unsafe},
+    thread::{CpuSet, UnshareFlags, sched_getaffinity, sched_setaffinity, unshare_unsafe},
 };
 
 /// A pseudo-terminal for another process to use as its serial line.
@@ -57,9 +58,40 @@ pub enum Network {
     Isolated,
 }
 
-/// Lets the child die with this thread, keeps terminal signals from it, and cuts it off the network if asked.
-pub fn confine(command: &mut Command, network: Network) {
+/// On how many CPUs a child's threads run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cpus {
+    All,
+    /// On one, and the next such child on the next one.
+    One,
+}
+
+/// Surroundings of a child that has the whole machine, and its network.
+pub const OPEN: Surroundings = Surroundings { network: Network::Shared, cpus: Cpus::All };
+
+/// What a child sees of the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Surroundings {
+    pub network: Network,
+    pub cpus: Cpus,
+}
+
+/// One of the CPUs that this process may use; of several calls, each gets another one as long as there are any.
+fn next_cpu() -> Option<CpuSet> {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let allowed = sched_getaffinity(None).ok()?;
+    let number = NEXT.fetch_add(1, Ordering::Relaxed) % (allowed.count().max(1) as usize);
+    let cpu = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).nth(number)?;
+    let mut one = CpuSet::new();
+    one.set(cpu);
+    Some(one)
+}
+
+/// Lets the child die with this thread, keeps terminal signals from it, and gives it its surroundings.
+pub fn confine(command: &mut Command, surroundings: Surroundings) {
     command.process_group(0);
+    let Surroundings { network, cpus } = surroundings;
+    let only = if cpus == Cpus::One { next_cpu() } else { None };
     // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are allowed: these are bare system calls.
     unsafe {
         command.pre_exec(move || {
@@ -68,6 +100,9 @@ pub fn confine(command: &mut Command, network: Network) {
                 // Where it is not allowed, the emulator works all the same, only less alone.
                 // SAFETY: the process has one thread here, and neither flag affects memory or file descriptors.
                 let _ = unshare_unsafe(flags);
+            }
+            if let Some(only) = &only {
+                sched_setaffinity(None, only)?;
             }
             // After the change of namespaces, which would clear it.
             set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -90,5 +125,21 @@ pub fn wait_readable(fd: &impl AsFd, timeout: Duration) -> io::Result<bool> {
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_has_the_cpus_it_is_given() {
+        let cpus = |cpus| {
+            let mut command = Command::new("nproc");
+            confine(&mut command, Surroundings { cpus, ..OPEN });
+            String::from_utf8(command.output().unwrap().stdout).unwrap().trim().parse::<u32>().unwrap()
+        };
+        assert_eq!(cpus(Cpus::All), sched_getaffinity(None).unwrap().count());
+        assert_eq!(cpus(Cpus::One), 1);
     }
 }

@@ -121,73 +121,90 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #[test]
     fn a_lent_page_makes_no_difference(steps in prop::collection::vec(step(), 0..120)) {
-        let (plain, lent) = (x2apic(3), x2apic(3));
-        let mut cpu = Cpu::new(&lent);
-        for step in steps {
-            match step {
-                Step::Post(vector, level) => {
-                    let trigger = Trigger::from_bit(level);
-                    let refused = [&plain, &lent].map(|apic| apic.post(vector, trigger) == Posted::Refused);
-                    prop_assert_eq!(refused[0], refused[1]);
-                }
-                // The CPU leaves the TMR as it is then: the EOI is announced to others, who know that it is none of theirs.
-                Step::SelfIpi(vector) if plain.is_level(vector) => {}
-                Step::SelfIpi(vector) => {
-                    plain.msr_write(NOW, SELF_IPI, vector.into()).unwrap();
-                    if vector < 16 {
-                        cpu.word(reg::SELF_IPI).store(vector.into(), Relaxed);
-                        prop_assert_eq!(lent.virtual_write(reg::SELF_IPI), Effect::None);
-                    } else if lent.save().svr & 0x100 != 0 {
-                        // As the CPU would; a disabled one refuses in software only, so that is not compared.
-                        cpu.put(reg::IRR, vector, true);
-                        lent.look_again();
-                    }
-                }
-                Step::Deliver => {
-                    let expected = match plain.take() {
-                        Some(Pending::Lapic(vector)) => Some(vector),
-                        other => { prop_assert_eq!(other, None); None }
-                    };
-                    // As if the processor were about to halt.
+        compare(&steps)?;
+    }
+}
+
+/// A level-triggered interrupt of a vector whose edge-triggered one is in service: the EOI of that is announced as well (SDM vol. 3A, 11.8.4).
+#[test]
+fn a_vector_in_service_becomes_level_triggered() {
+    compare(&[Step::Post(240, false), Step::Deliver, Step::Post(240, true), Step::Eoi, Step::Deliver, Step::Eoi]).unwrap();
+}
+
+/// Does the same with an APIC whose page is lent and one whose page is not.
+fn compare(steps: &[Step]) -> Result<(), TestCaseError> {
+    let (plain, lent) = (x2apic(3), x2apic(3));
+    let mut cpu = Cpu::new(&lent);
+    for &step in steps {
+        match step {
+            Step::Post(vector, level) => {
+                let trigger = Trigger::from_bit(level);
+                let refused = [&plain, &lent].map(|apic| apic.post(vector, trigger) == Posted::Refused);
+                prop_assert_eq!(refused[0], refused[1]);
+            }
+            // The CPU leaves the TMR as it is then: the EOI is announced to others, who know that it is none of theirs.
+            Step::SelfIpi(vector) if plain.is_level(vector) => {}
+            Step::SelfIpi(vector) => {
+                plain.msr_write(NOW, SELF_IPI, vector.into()).unwrap();
+                if vector < 16 {
+                    cpu.word(reg::SELF_IPI).store(vector.into(), Relaxed);
+                    prop_assert_eq!(lent.virtual_write(reg::SELF_IPI), Effect::None);
+                } else if lent.save().svr & 0x100 != 0 {
+                    // As the CPU would; a disabled one refuses in software only, so that is not compared.
+                    cpu.put(reg::IRR, vector, true);
                     lent.look_again();
-                    prop_assert_eq!(lent.pending(), expected.map(Pending::Lapic));
-                    prop_assert_eq!(cpu.enter(), expected);
-                }
-                Step::Eoi => {
-                    prop_assert_eq!(cpu.eoi(), plain.msr_write(NOW, EOI, 0).unwrap());
-                }
-                Step::EoiByUs => {
-                    let effect = lent.eoi_in_page().map_or(Effect::None, |vector| Effect::Eoi { vector });
-                    prop_assert_eq!(effect, plain.msr_write(NOW, EOI, 0).unwrap());
-                    prop_assert!(cpu.in_service == 0 || lent.attention(), "the CPU must hear of it");
-                    // Before it runs again.
-                    cpu.prepare();
-                    cpu.set_ppr();
-                }
-                Step::Tpr(value) => {
-                    plain.msr_write(NOW, TPR, value.into()).unwrap();
-                    cpu.set_tpr(value);
-                }
-                Step::Svr(value) => {
-                    prop_assert_eq!(plain.msr_write(NOW, SVR, value.into()), lent.msr_write(NOW, SVR, value.into()));
-                }
-                Step::Return => {
-                    lent.take_page_back();
-                    prop_assert_eq!(lent.save(), plain.save());
-                    prop_assert_eq!(lent.highest_pending(), plain.highest_pending());
-                    cpu = Cpu::new(&lent);
-                }
-                Step::Init => {
-                    plain.init();
-                    lent.take_page_back();
-                    lent.init();
-                    cpu = Cpu::new(&lent);
                 }
             }
-            prop_assert_eq!(lent.save(), plain.save());
-            prop_assert_eq!(lent.ppr(), plain.ppr());
+            Step::Deliver => {
+                let expected = match plain.take() {
+                    Some(Pending::Lapic(vector)) => Some(vector),
+                    other => {
+                        prop_assert_eq!(other, None);
+                        None
+                    }
+                };
+                // As if the processor were about to halt.
+                lent.look_again();
+                prop_assert_eq!(lent.pending(), expected.map(Pending::Lapic));
+                prop_assert_eq!(cpu.enter(), expected);
+            }
+            Step::Eoi => {
+                // The guest goes on only after what was requested is prepared: whoever requests fetches it out of the guest.
+                cpu.prepare();
+                prop_assert_eq!(cpu.eoi(), plain.msr_write(NOW, EOI, 0).unwrap());
+            }
+            Step::EoiByUs => {
+                let effect = lent.eoi_in_page().map_or(Effect::None, |vector| Effect::Eoi { vector });
+                prop_assert_eq!(effect, plain.msr_write(NOW, EOI, 0).unwrap());
+                prop_assert!(cpu.in_service == 0 || lent.attention(), "the CPU must hear of it");
+                // Before it runs again.
+                cpu.prepare();
+                cpu.set_ppr();
+            }
+            Step::Tpr(value) => {
+                plain.msr_write(NOW, TPR, value.into()).unwrap();
+                cpu.set_tpr(value);
+            }
+            Step::Svr(value) => {
+                prop_assert_eq!(plain.msr_write(NOW, SVR, value.into()), lent.msr_write(NOW, SVR, value.into()));
+            }
+            Step::Return => {
+                lent.take_page_back();
+                prop_assert_eq!(lent.save(), plain.save());
+                prop_assert_eq!(lent.highest_pending(), plain.highest_pending());
+                cpu = Cpu::new(&lent);
+            }
+            Step::Init => {
+                plain.init();
+                lent.take_page_back();
+                lent.init();
+                cpu = Cpu::new(&lent);
+            }
         }
+        prop_assert_eq!(lent.save(), plain.save());
+        prop_assert_eq!(lent.ppr(), plain.ppr());
     }
+    Ok(())
 }
 
 /// What the CPU has not delivered when the processor halts ends the HLT.
