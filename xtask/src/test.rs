@@ -77,6 +77,8 @@ impl Tally {
     }
 }
 
+/// Where the property tests' inputs come from; unless it is set, from chance.
+const PROPERTY_SEED: &str = "PROPTEST_RNG_SEED";
 /// Machines that run at the same time.
 const MACHINES: usize = 2;
 
@@ -116,6 +118,9 @@ pub fn run_tests(workspace: &Workspace, arguments: &TestArguments, consent: Cons
     if matches!(arguments.only, None | Some(Only::Host)) {
         let mut ordinary = workspace.cargo();
         ordinary.args(["test", "--no-fail-fast", "--color=never"]);
+        if !arguments.long && std::env::var_os(PROPERTY_SEED).is_none() {
+            ordinary.env(PROPERTY_SEED, "1");
+        }
         tally.add(host_tests(ordinary, "building and running the host tests", &arguments.filter)?);
         // Filters choose among the models, but nothing else is run with the model checker's atomics.
         if arguments.filter.is_empty() || arguments.filter.starts_with("model") {
@@ -166,6 +171,7 @@ fn emulator_tests(workspace: &Workspace, plan: &Plan, consent: Consent) -> Resul
     let mut tally = Tally::default();
     let all = plan.names().len();
     let spinner = Spinner::start(&format!("running {all} tests in emulators"));
+    let mut failed = Vec::new();
     plan.run(&assets, MACHINES, |report| {
         let mut lines = vec![progress(&report.name, report.result.is_ok(), report.took)];
         match report.result {
@@ -174,11 +180,13 @@ fn emulator_tests(workspace: &Workspace, plan: &Plan, consent: Consent) -> Resul
                 tally.failed += 1;
                 lines.extend(failure.console.iter().map(|line| format!("    | {}", runner::lines::without_controls(line))));
                 lines.extend(failure.reason.lines().map(|line| format!("    {line}")));
+                failed.push(format!("{}: {}", report.name, failure.reason.lines().next().unwrap_or_default()));
             }
         }
         spinner.print(lines);
         spinner.set_text(format!("running {all} tests in emulators: {tally}"));
     });
+    spinner.print(failed.iter().map(|line| format!("failed: {line}")));
     Ok(tally)
 }
 

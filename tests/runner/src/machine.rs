@@ -4,7 +4,10 @@ use std::{
     fmt::{self, Write as _},
     fs::{self, File},
     io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
@@ -346,6 +349,15 @@ impl Machine {
         Some(self.work.as_ref()?.path().join(MONITOR))
     }
 
+    /// What QEMU says of its CPUs' registers: of a machine that does nothing more, where it stands. Nothing if it does not answer, or is no QEMU.
+    #[must_use]
+    pub fn registers(&self) -> Vec<String> {
+        let text = self.monitor().and_then(|path| ask_monitor(&path, "info registers -a").ok()).unwrap_or_default();
+        let wanted =
+            |line: &str| ["CPU#", "RAX=", "RSI=", "R8 =", "R12=", "RIP=", "CR0="].iter().any(|start| line.starts_with(start));
+        text.lines().map(str::trim_end).filter(|line| wanted(line)).map(str::to_owned).collect()
+    }
+
     /// The emulator's exit status, if it has ended.
     pub fn try_wait(&mut self) -> Option<ExitStatus> {
         let status = self.child.try_wait().ok().flatten();
@@ -380,6 +392,29 @@ impl Machine {
         let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty() && !is_bochs_chatter(l)).collect();
         lines[lines.len().saturating_sub(LINES)..].join("\n")
     }
+}
+
+/// The answer of QEMU's monitor to a command.
+fn ask_monitor(path: &Path, command: &str) -> io::Result<String> {
+    const LIMIT: Duration = Duration::from_secs(5);
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    until_prompt(&mut stream)?;
+    stream.write_all(format!("{command}\n").as_bytes())?;
+    Ok(String::from_utf8_lossy(&until_prompt(&mut stream)?).into_owned())
+}
+
+/// What the monitor says until it waits for a command, or ends.
+fn until_prompt(stream: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    while !bytes.ends_with(b"(qemu) ") {
+        match stream.read(&mut buffer)? {
+            0 => break,
+            count => bytes.extend_from_slice(&buffer[..count]),
+        }
+    }
+    Ok(bytes)
 }
 
 /// A line in Bochs' log that is no error, no panic and no register: `TIME`, the level's letter, the device in brackets, and the text.

@@ -179,6 +179,7 @@ pub fn run(machine: &mut Machine, mailbox: Mailbox, options: &Options, observer:
         ending: None,
     };
     let end = session.follow(machine, &receiver, &to_guest, options, observer);
+    let registers = if matches!(end, End::Timeout(_) | End::Stalled(_)) { machine.registers() } else { Vec::new() };
     machine.kill();
     // What the emulator has written before its end.
     let _ = reader.join();
@@ -191,6 +192,9 @@ pub fn run(machine: &mut Machine, mailbox: Mailbox, options: &Options, observer:
     session.splitter.finish(|line| {
         note(line, events, observer);
     });
+    for line in registers {
+        observer.line(&line, None);
+    }
     let end = match end {
         // The last words may have come with the end.
         End::EmulatorEnded { .. } => last_words(&session.events).unwrap_or(end),
